@@ -1,0 +1,52 @@
+# One target a line in `make help`. Everything runs with .venv, which each target makes if it is missing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+NODES ?= 2
+CLUSTER ?= local
+RUN ?=
+ARGS ?=
+
+.PHONY: help setup setup-dev demo test lint train merge infer report status constraints \
+        test-faults bench slurm-up slurm-down serve
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: ## make .venv with LLaMA-Factory and torch (about 6 GB)
+	@.ci/setup train
+
+setup-dev:
+	@.ci/setup train,dev
+
+demo: setup ## the whole pipeline here: a tiny model, two nodes as processes, to a report
+	@$(PY) -m pkuslurm.launch nodes=2 $(ARGS)
+
+test: setup-dev ## all tests (ARGS="-k name" for some)
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup-dev ## ruff, mypy --strict, the layers
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/lint-imports --no-cache
+
+train: setup ## one run (NODES=2 CLUSTER=local ARGS="train.learning_rate=5e-5")
+	@$(PY) -m pkuslurm.launch cluster=$(CLUSTER) nodes=$(NODES) $(ARGS)
+
+merge: setup ## merge a run's adapter again (RUN=id, default the newest)
+	@$(PY) -m pkuslurm merge $(if $(RUN),"$(RUN)") $(ARGS)
+
+infer: setup ## ask a run's questions again (RUN=id)
+	@$(PY) -m pkuslurm infer $(if $(RUN),"$(RUN)") $(ARGS)
+
+report: setup ## write a run's report.html anew (RUN=id)
+	@$(PY) -m pkuslurm report $(if $(RUN),"$(RUN)") $(ARGS)
+
+status: setup ## how a run stands (RUN=id)
+	@$(PY) -m pkuslurm status $(if $(RUN),"$(RUN)") $(ARGS)
+
+constraints: ## pin the newest versions that fit (needs uv)
+	uv pip compile -q pyproject.toml --upgrade --python-version 3.11 --universal --no-annotate --no-header -o .constraints/base.txt
+	uv pip compile -q pyproject.toml --upgrade --extra train --extra dev --python-version 3.11 --universal --no-annotate --no-header -o .constraints/train.txt
+	uv pip compile -q pyproject.toml --upgrade --extra ascend --python-version 3.11 --python-platform aarch64-manylinux_2_28 --no-annotate --no-header -o .constraints/ascend.txt
+
+test-faults bench slurm-up slurm-down serve:
+	@echo "make $@: not yet built" >&2; exit 2

@@ -1,0 +1,7 @@
+"""python -m pkuslurm VERB …"""
+
+import sys
+
+from pkuslurm.cli import main
+
+sys.exit(main())

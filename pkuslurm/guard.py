@@ -1,0 +1,33 @@
+"""The outermost layer of both commands: whatever happens becomes one line and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+
+from pkuslurm.errors import PkuslurmError
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run ``command``: refusals and mistakes in one line on stderr; our own bugs in one line and a file."""
+    try:
+        return command()
+    except PkuslurmError as error:
+        print(f"pkuslurm: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("pkuslurm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; keep Python from complaining while it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        handle, path = tempfile.mkstemp(prefix="pkuslurm-bug-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        print(f"pkuslurm: this is a bug of ours ({type(error).__name__}: {error}); details: {path}", file=sys.stderr)
+        return 1

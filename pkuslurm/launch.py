@@ -1,0 +1,166 @@
+"""python -m pkuslurm.launch [override ...]: overrides → plan → printed, or run here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pkuslurm.compose import Composed, compose, groups
+from pkuslurm.config.schema import Config
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.guard import guarded
+from pkuslurm.paths import CONF
+from pkuslurm.plan.inputs import Inputs
+from pkuslurm.plan.plan import RunPlan, plan
+from pkuslurm.preflight.resolve import check_machine, resolve
+from pkuslurm.read.find import remember
+from pkuslurm.render.render import RunFiles, render, run_dir_for
+from pkuslurm.render.text import dry_run_text
+from pkuslurm.rundir import RunDir
+from pkuslurm.submit.write import absolute, create, new_run_id
+
+HELP = """\
+python -m pkuslurm.launch [key=value ...]
+
+Fine-tunes a model, merges it, asks it, reports. Without a word: a tiny model that is made here, offline, in minutes.
+
+  python -m pkuslurm.launch nodes=2                                        two nodes, as processes on this machine
+  python -m pkuslurm.launch model.path=/my/model dataset.path=/my/data.json
+  python -m pkuslurm.launch train.learning_rate=5e-5 train.num_train_epochs=5
+  python -m pkuslurm.launch dry_run=true                                   prints everything, does nothing
+
+  --cfg job            the composed configuration
+  --config-dir DIR     further presets, in folders named as the groups below
+  -h, --help           this
+
+Groups (group=choice):
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code; prints every refusal as one line."""
+    return guarded(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    overrides, options = _options(argv)
+    if "help" in options:
+        print(HELP + "".join(f"  {name:<11}{', '.join(choices)}\n" for name, choices in groups().items()))
+        print(f"Every key with its meaning: {CONF / 'config.yaml'}")
+        return 0
+    if "multirun" in options:
+        raise PkuslurmError("-m: sweeps are not yet built; start one run per point")
+    directories = [Path(options["config-dir"])] if "config-dir" in options else []
+    composed = compose(overrides, directories)
+    if "cfg" in options:
+        print(composed.yaml, end="")
+        return 0
+    return launch(composed, os.environ)
+
+
+def launch(composed: Composed, environ: Mapping[str, str]) -> int:
+    """One composed point: printed where dry_run is set, else checked, written and run."""
+    config = replace(
+        composed.config, run_root=absolute(composed.config.run_root), cache_root=absolute(composed.config.cache_root)
+    )
+    _refuse_what_is_not_built(config)
+    steps = plan(config)
+    inputs = resolve(config, environ, lenient=config.dry_run)
+    if config.dry_run:
+        run = RunDir(Path(config.run_root) / "RUN_ID")
+        files = render(steps, inputs, run, composed.yaml, sys.executable)
+        print(dry_run_text(steps, files, inputs.notes), end="")
+        return 0
+    check_machine(config, inputs)
+    label = config.name or f"{_label(composed)}"
+    run = run_dir_for(config.run_root, new_run_id(label))
+    files = render(steps, inputs, run, composed.yaml, sys.executable)
+    create(steps, files, composed.overrides, composed.settings)
+    remember(run.path.parent)
+    return _run_here(steps, inputs, files)
+
+
+def _run_here(steps: RunPlan, inputs: Inputs, files: RunFiles) -> int:
+    from pkuslurm.read.closing import closing
+    from pkuslurm.screen import Screen
+    from pkuslurm.submit.local import run_jobs
+
+    run = files.run
+    # the terminal may go away while the run works, and then the run must not end
+    with suppress(OSError):
+        print(f"run {run.run_id}", file=sys.stderr)
+        for note in inputs.notes:
+            print(f"note: {note}", file=sys.stderr)
+    code = run_jobs(run, steps.kinds, Screen(run, steps.kinds))
+    with suppress(OSError):
+        passed = closing(run, sys.stderr)
+        if code == 0 and passed is False:
+            code = 1
+    with suppress(OSError):
+        print(run.path, flush=True)
+    return code
+
+
+def _label(composed: Composed) -> str:
+    config = composed.config
+    model = config.model.make or Path(str(config.model.path)).name
+    data = config.dataset.name or Path(str(config.dataset.path)).stem
+    return f"{model}-{data}" if "train" in config.pipeline.jobs else model
+
+
+def _refuse_what_is_not_built(config: Config) -> None:
+    """Said by name, never ignored."""
+    not_yet = {
+        "from_yaml": config.from_yaml is not None,
+        "sweep.extend": config.sweep.extend is not None,
+        "cluster.launcher=prefork": config.cluster.launcher == "prefork",
+    }
+    if not config.dry_run:
+        not_yet |= {
+            f"cluster.executor={config.cluster.executor}": config.cluster.executor != "local",
+            f"container.runtime={config.container.runtime}": config.container.runtime != "none",
+            f"cluster.accelerator={config.cluster.accelerator}": config.cluster.accelerator != "cpu",
+            "cluster.setup": bool(config.cluster.setup),
+        }
+    for name, asked in not_yet.items():
+        if asked:
+            hint = "" if config.dry_run else "; dry_run=true shows the plan and the files"
+            raise PkuslurmError(f"{name}: not yet built{hint}")
+    if config.cluster.executor == "local" and config.wait is False:
+        raise PkuslurmError("wait=false: a local run works in the foreground; use nohup or tmux to leave it alone")
+
+
+def _options(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split Hydra's few options from the overrides."""
+    overrides: list[str] = []
+    options: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        item = rest.pop(0)
+        if item in ("-h", "--help"):
+            options["help"] = ""
+        elif item in ("-m", "--multirun"):
+            options["multirun"] = ""
+        elif item.partition("=")[0] in ("--config-dir", "-cd", "--cfg", "-c"):
+            flag, equals, value = item.partition("=")
+            name = "config-dir" if flag in ("--config-dir", "-cd") else "cfg"
+            if not equals:
+                if not rest:
+                    raise PkuslurmError(f"{flag}: a value is wanted after it")
+                value = rest.pop(0)
+            if name == "cfg" and value != "job":
+                raise PkuslurmError(f"--cfg {value}: only --cfg job is here")
+            if name == "config-dir" and not Path(value).is_dir():
+                raise PkuslurmError(f"--config-dir {value}: there is no such folder")
+            options[name] = value
+        else:
+            overrides.append(item)
+    return overrides, options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

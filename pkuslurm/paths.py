@@ -1,0 +1,9 @@
+"""Where this installation keeps what is not Python: conf/ lies beside the package in a checkout, inside it in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+PAYLOAD = PACKAGE / "payload" / "__main__.py"

@@ -1,0 +1,67 @@
+"""What every payload needs of the file system and of its own process. Standard library only: a payload may be run by
+a Python inside a container image that has LLaMA-Factory but not pkuslurm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+_PACKAGES = ("torch", "transformers", "llamafactory", "peft", "datasets", "tokenizers", "accelerate")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` so that a reader sees the old file or the new one, never half of one. Raises OSError."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(value, stream, ensure_ascii=False, indent=1)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes 0600: follow the folder, which is 0700 or, for a group, 0750
+        os.chmod(name, 0o666 & (path.parent.stat().st_mode | 0o600))
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def refuse(message: str) -> NoReturn:
+    """End with code 2: a mistake of the user's, in one line that the worker hands on as the reason."""
+    print(f"pkuslurm: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def hash_tree(path: str | os.PathLike[str]) -> str:
+    """sha256 (hex) over the relative names and the contents of all files below ``path``. Raises OSError."""
+    root = Path(path)
+    total = hashlib.sha256()
+    for file in sorted(file for file in root.rglob("*") if file.is_file()):
+        total.update(f"{file.relative_to(root).as_posix()}\0{hash_file(file)}\n".encode())
+    return total.hexdigest()
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """sha256 (hex) of one file. Raises OSError."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of what shapes the results, asked without importing any of it; what is absent is left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

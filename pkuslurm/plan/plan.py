@@ -1,0 +1,42 @@
+"""The run's jobs and their dependencies, before anything is written. Pure and frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pkuslurm.config.schema import Config
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job: what it waits for and what it needs. ``nodes`` × ``nproc_per_node`` ranks take part."""
+
+    kind: str
+    parents: tuple[str, ...]
+    nodes: int
+    nproc_per_node: int
+    devices: bool  # whether it computes on an accelerator where there is one
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    config: Config
+    jobs: tuple[JobSpec, ...]
+
+    def job(self, kind: str) -> JobSpec:
+        return next(job for job in self.jobs if job.kind == kind)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(job.kind for job in self.jobs)
+
+
+def plan(config: Config) -> RunPlan:
+    """A chain: each job of the pipeline waits for the one before it. Only train uses more than one node."""
+    jobs = []
+    before: tuple[str, ...] = ()
+    for kind in config.pipeline.jobs:
+        nodes, nproc = (config.nodes, config.cluster.nproc_per_node or 1) if kind == "train" else (1, 1)
+        jobs.append(JobSpec(kind, before, nodes, nproc, devices=kind in ("train", "infer", "serve")))
+        before = (kind,)
+    return RunPlan(config, tuple(jobs))

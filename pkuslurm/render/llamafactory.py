@@ -1,0 +1,50 @@
+"""train.yaml, merge.yaml and dataset_info.json: what ``llamafactory-cli train|export`` can be given by hand. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from pkuslurm.config.schema import Config
+from pkuslurm.plan.inputs import Inputs
+from pkuslurm.render.accelerators import ACCELERATORS
+from pkuslurm.rundir import RunDir
+
+
+def train_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:
+    """LLaMA-Factory's arguments of the train job, in the order in which a person would write them."""
+    args: dict[str, Any] = {"model_name_or_path": inputs.model_path}
+    if config.model.trust_remote_code:
+        args["trust_remote_code"] = True
+    head = ("stage", "finetuning_type", "lora_rank", "lora_target")
+    args |= {"stage": config.train.get("stage", "sft"), "do_train": True}
+    args |= {key: config.train[key] for key in head if key in config.train}
+    args |= {
+        "dataset": inputs.dataset_name,
+        "dataset_dir": str(run.path),
+        "tokenized_path": str(run.data),
+        "template": inputs.template,
+    }
+    args |= {key: value for key, value in config.train.items() if key not in head}
+    args |= ACCELERATORS[config.cluster.accelerator].yaml
+    args["output_dir"] = str(run.adapter)
+    return args
+
+
+def merge_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:
+    """LLaMA-Factory's arguments of the export. A full fine-tune's output is a whole model already."""
+    lora = config.train.get("finetuning_type", "lora") in ("lora", "oft")
+    args: dict[str, Any] = {"model_name_or_path": inputs.model_path if lora else str(run.adapter)}
+    if config.model.trust_remote_code:
+        args["trust_remote_code"] = True
+    if lora:
+        args["adapter_name_or_path"] = str(run.adapter)
+    args["template"] = inputs.template
+    args["finetuning_type"] = config.train.get("finetuning_type", "lora")
+    args["export_dir"] = str(run.merged)
+    return args | config.merge
+
+
+def to_yaml(args: dict[str, Any]) -> str:
+    return yaml.safe_dump(args, allow_unicode=True, sort_keys=False, default_flow_style=False, width=10**6)

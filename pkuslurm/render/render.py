@@ -1,0 +1,182 @@
+"""The plan as files: everything that a run consists of before it starts, as text. Pure.
+
+``dry_run`` prints these, ``submit`` writes them; there is no third way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pkuslurm.paths import PACKAGE, PAYLOAD
+from pkuslurm.plan.inputs import Inputs
+from pkuslurm.plan.plan import JobSpec, RunPlan
+from pkuslurm.render.accelerators import ACCELERATORS, COMMON_ENV, UNSET
+from pkuslurm.render.llamafactory import merge_args, to_yaml, train_args
+from pkuslurm.rundir import RunDir
+
+SCHEMA_VERSION = 1
+# The model's name in the cache: the number goes up when the recipe in payload/tiny_model.py changes.
+TINY_MODEL = "tiny-1"
+# Start a module of ours from any folder, without changing what other programs import (PYTHONPATH would).
+_BOOT = "import runpy,sys; sys.path.insert(0,sys.argv.pop(1)); runpy.run_module({!r},run_name='__main__',alter_sys=True)"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """``texts``: file name relative to the run directory → content."""
+
+    run: RunDir
+    texts: Mapping[str, str]
+    jobs: Mapping[str, Mapping[str, Any]]
+
+
+def module_command(python: str, module: str, *arguments: str) -> list[str]:
+    """``python -m module`` for a package that may not be on python's path."""
+    return [python, "-P", "-c", _BOOT.format(module), str(PACKAGE.parent), *arguments]
+
+
+def worker_command(python: str, run: RunDir, kind: str) -> list[str]:
+    """What starts a job's worker on one node; the same for every executor."""
+    return module_command(python, "pkuslurm.worker", str(run.job(kind)))
+
+
+def render(plan: RunPlan, inputs: Inputs, run: RunDir, config_yaml: str, own_python: str) -> RunFiles:
+    """Every file of the run. ``own_python`` has pkuslurm, ``inputs.python`` has LLaMA-Factory."""
+    config = plan.config
+    texts: dict[str, str] = {"config.yaml": config_yaml}
+    if {"train", "merge"} & set(plan.kinds):
+        texts["dataset_info.json"] = _json(inputs.dataset_info)
+        texts["train.yaml"] = to_yaml(train_args(config, inputs, run))
+    if "merge" in plan.kinds:
+        texts["merge.yaml"] = to_yaml(merge_args(config, inputs, run))
+    jobs = {job.kind: _job(plan, job, inputs, run, own_python) for job in plan.jobs}
+    texts.update({f"jobs/{kind}.json": _json(job) for kind, job in jobs.items()})
+    return RunFiles(run, texts, jobs)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+def _job(plan: RunPlan, job: JobSpec, inputs: Inputs, run: RunDir, own_python: str) -> dict[str, Any]:
+    payload, expect = _SETTINGS[job.kind](plan, inputs, run)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run.run_id,
+        "kind": job.kind,
+        "key": f"{run.run_id}-{job.kind}",
+        "run_dir": str(run.path),
+        "parents": list(job.parents),
+        "nodes": job.nodes,
+        "nproc_per_node": job.nproc_per_node,
+        "first_attempt": 1,
+        "command": _command(job, inputs, run, own_python),
+        "env": _env(plan, job),
+        "unset": list(UNSET),
+        "payload": payload | {"result": str(run.result(job.kind))},
+        "expect": expect,
+    }
+
+
+def _command(job: JobSpec, inputs: Inputs, run: RunDir, own_python: str) -> list[str]:
+    """The worker replaces the tokens $NODE_RANK, $MASTER_ADDR and $MASTER_PORT, which only a started job knows."""
+    if job.kind == "report":
+        return module_command(own_python, "pkuslurm", "report", str(run.path))
+    payload = [str(PAYLOAD), job.kind, str(run.job(job.kind))]
+    if job.kind != "train":
+        return [inputs.python, *payload]
+    return [
+        inputs.python, "-m", "torch.distributed.run",
+        "--nnodes", str(job.nodes),
+        "--node_rank", "$NODE_RANK",
+        "--nproc_per_node", str(job.nproc_per_node),
+        "--master_addr", "$MASTER_ADDR",
+        "--master_port", "$MASTER_PORT",
+        *payload,
+    ]  # fmt: skip
+
+
+def _env(plan: RunPlan, job: JobSpec) -> dict[str, str]:
+    config = plan.config
+    env = dict(COMMON_ENV) | ACCELERATORS[config.cluster.accelerator].env
+    if job.kind == "train":
+        cores = config.cluster.cpus_per_task
+        # local nodes share the machine's cores: with one thread a rank they do not fight for them
+        env["OMP_NUM_THREADS"] = str(max(1, cores // job.nproc_per_node)) if cores else "1"
+        if config.cluster.executor == "local":
+            env["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo takes the host name's address, which may not answer
+    return env | {key: str(value) for key, value in config.cluster.env.items()}
+
+
+Settings = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _prepare(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
+    train = plan.job("train") if "train" in plan.kinds else None
+    payload = {
+        "make": plan.config.model.make,
+        "model_path": inputs.model_path,
+        "cache_root": plan.config.cache_root,
+        "data_dir": str(run.data),
+        "dataset_file": inputs.dataset_file,
+        "formatting": inputs.formatting,
+        "train_args": train_args(plan.config, inputs, run),
+        "ranks": train.nodes * train.nproc_per_node if train else 1,
+    }
+    return payload, {"dir": str(run.data), "model": inputs.model_path}
+
+
+def _train(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
+    lora = plan.config.train.get("finetuning_type", "lora") in ("lora", "oft")
+    payload = {
+        "yaml": str(run.train_yaml),
+        "progress": str(run.progress("train")),
+        "stop_file": str(run.stop("train")),
+        "failures": str(run.failures),
+    }
+    return payload, {"dir": str(run.adapter), "weights": "adapter_model.safetensors" if lora else "model"}
+
+
+def _merge(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
+    payload = {
+        "yaml": str(run.merge_yaml),
+        "adapter": str(run.adapter),
+        "merged": str(run.merged),
+        "base": inputs.model_path,
+    }
+    return payload, {"dir": str(run.merged)}
+
+
+def _infer(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
+    config = plan.config
+    tuned_here = "merge" in plan.kinds
+    lora = config.train.get("finetuning_type", "lora") in ("lora", "oft")
+    payload = {
+        "base": inputs.model_path if tuned_here else inputs.base,
+        "adapter": (str(run.adapter) if lora else None) if tuned_here else inputs.adapter,
+        "tuned": str(run.merged) if tuned_here else inputs.model_path,
+        "template": inputs.template,
+        "default_system": config.train.get("default_system"),
+        "trust_remote_code": config.model.trust_remote_code,
+        "prompts": [asdict(prompt) for prompt in inputs.prompts],
+        "max_new_tokens": config.infer.max_new_tokens,
+        "batch_size": config.infer.batch_size,
+        "answers": str(run.answers),
+        "device": ACCELERATORS[config.cluster.accelerator].device,
+    }
+    return payload, {"file": str(run.answers), "lines": len(inputs.prompts)}
+
+
+def _report(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
+    return {}, {"file": str(run.report)}
+
+
+_SETTINGS = {"prepare": _prepare, "train": _train, "merge": _merge, "infer": _infer, "report": _report}
+
+
+def run_dir_for(run_root: str, run_id: str) -> RunDir:
+    return RunDir(Path(run_root) / run_id)

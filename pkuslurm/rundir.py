@@ -1,0 +1,145 @@
+"""Every file name in a run directory, and the one way in which our files are written: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KINDS = ("prepare", "train", "merge", "infer", "report", "serve")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The layout of one run's directory. Names only: making or reading nothing."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def config_yaml(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def train_yaml(self) -> Path:
+        return self.path / "train.yaml"
+
+    @property
+    def merge_yaml(self) -> Path:
+        return self.path / "merge.yaml"
+
+    @property
+    def dataset_info(self) -> Path:
+        return self.path / "dataset_info.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        return self.path / "merged"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def failures(self) -> Path:
+        return self.path / "state" / "failures"
+
+    def job(self, kind: str) -> Path:
+        return self.path / "jobs" / f"{kind}.json"
+
+    def log(self, kind: str, job_id: str, node_rank: int) -> Path:
+        return self.logs / f"{kind}-{job_id}_{node_rank}.log"
+
+    def state(self, kind: str, node_rank: int = 0) -> Path:
+        """Node rank 0 speaks for the job; the others write beside it."""
+        return self.path / "state" / (f"{kind}.json" if node_rank == 0 else f"{kind}.{node_rank}.json")
+
+    def progress(self, kind: str) -> Path:
+        return self.path / "state" / f"{kind}.progress.json"
+
+    def stop(self, kind: str) -> Path:
+        """Touched to ask the trainer to stop at the next step."""
+        return self.path / "state" / f"{kind}.stop"
+
+    def done(self, kind: str) -> Path:
+        return self.path / "done" / f"{kind}.json"
+
+    def result(self, kind: str) -> Path:
+        """What a payload found out: rows, losses, comparisons; for people and for the report."""
+        return self.path / "results" / f"{kind}.json"
+
+
+def write_text(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write ``text`` so that a reader sees the old file or the new one, also after a crash.
+
+    Raises OSError (its ``filename`` names the path) when the disk is full or read-only; the old file stays.
+    """
+    # os.makedirs honours umask; runs are private (0700) whatever the user's umask is
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """``write_text`` of indented JSON, non-ASCII text kept readable."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in ``path``; None when there is no such file or it holds no whole JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; a torn last line (a writer was killed) is left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.split("\n"):
+        with suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value

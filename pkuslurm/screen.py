@@ -1,0 +1,154 @@
+"""What a person sees while a run works here: job by job on stderr, a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pkuslurm.read.present import duration, safe
+from pkuslurm.rundir import RunDir, read_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# Without a terminal (a log file, CI) a line as often as this is enough.
+PLAIN_SECONDS = 10.0
+WHAT = {
+    "prepare": "make the model if asked, check and tokenize the data",
+    "train": "fine-tune with LLaMA-Factory",
+    "merge": "merge the adapter into the model, prove it tensor by tensor",
+    "infer": "ask base and tuned model the same questions",
+    "report": "write the report",
+}
+
+
+class Screen:
+    """A watcher of the local executor. A terminal that went away (SIGHUP) silences it and ends nothing."""
+
+    def __init__(self, run: RunDir, kinds: tuple[str, ...]) -> None:
+        self.run = run
+        self.kinds = kinds
+        self.started_at = 0.0
+        self.printed_at = 0.0
+        self.live: Progress | None = None
+        self.quiet = False
+
+    def started(self, kind: str) -> None:
+        self.started_at = self.printed_at = time.monotonic()
+        self._try(lambda: self._begin(kind))
+
+    def tick(self, kind: str) -> None:
+        if self.live is not None:
+            self._try(lambda: self._refresh(kind))
+        elif time.monotonic() - self.printed_at > PLAIN_SECONDS:
+            self.printed_at = time.monotonic()
+            self._try(lambda: _say(f"      {kind}: {self._doing(kind)}"))
+
+    def ended(self, kind: str, state: str, reason: str | None) -> None:
+        self._try(lambda: self._finish(kind, state, reason))
+
+    def _begin(self, kind: str) -> None:
+        number = self.kinds.index(kind) + 1
+        _say(f"[{number}/{len(self.kinds)}] {kind:<8} {WHAT[kind]}")
+        if sys.stderr.isatty():
+            self.live = _progress()
+            self.live.add_task(kind, total=None, text="")
+            self.live.start()
+
+    def _refresh(self, kind: str) -> None:
+        assert self.live is not None
+        progress = read_json(self.run.progress(kind)) or {}
+        task = self.live.task_ids[0]
+        self.live.update(
+            task, completed=progress.get("step", 0), total=progress.get("total_steps"), text=self._doing(kind)
+        )
+        if time.monotonic() - self.printed_at > 0.2:
+            self.printed_at = time.monotonic()
+            self.live.refresh()
+
+    def _doing(self, kind: str) -> str:
+        progress = read_json(self.run.progress(kind))
+        if progress is None:
+            return f"{duration(time.monotonic() - self.started_at)}{_last_words(self.run, kind)}"
+        loss = progress.get("loss")
+        left = progress.get("eta_seconds")
+        parts = [f"step {progress.get('step')}/{progress.get('total_steps')}"]
+        parts += [f"loss {loss:.4f}"] if isinstance(loss, float | int) else []
+        parts += [f"{duration(left)} left"] if isinstance(left, float | int) else []
+        return ", ".join(parts)
+
+    def _finish(self, kind: str, state: str, reason: str | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+        seconds = duration(time.monotonic() - self.started_at)
+        if state == "COMPLETED":
+            _say(f"      {state} in {seconds}{_fact(kind, read_json(self.run.result(kind)) or {})}")
+        elif state == "SKIPPED":
+            _say(f"[-] {kind}: SKIPPED, {safe(reason or '')}")
+        else:
+            _say(f"      {kind}: {state}: {safe(reason or 'no reason known')}")
+
+    def _try(self, show: Callable[[], object]) -> None:
+        if self.quiet:
+            return
+        try:
+            show()
+        except OSError:  # the terminal is gone; the run is not
+            self.quiet = True
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("     "),
+        SpinnerColumn(),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    # refreshed from our own loop: a terminal that goes away must raise there, not in a thread
+    return Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+
+
+def _last_words(run: RunDir, kind: str) -> str:
+    """What the payload said last, where it says how far it is (``base 16/96``)."""
+    job = read_json(run.job(kind)) or {}
+    log = run.log(kind, f"local-{job.get('first_attempt', 1)}", 0)
+    try:
+        with log.open("rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - 400))
+            lines = stream.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")
+    except OSError:
+        return ""
+    words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"  {safe(words)[:60]}" if words else ""
+
+
+def _fact(kind: str, result: Mapping[str, Any]) -> str:
+    """One line of what came out, from the job's result."""
+    facts: list[str] = []
+    if kind == "prepare" and "dataset" in result:
+        data, steps = result["dataset"], result.get("steps") or {}
+        facts.append(f"{data.get('kept')} of {data.get('rows')} rows, {data.get('tokens')} tokens")
+        facts += [f"{steps['total']} steps of {steps.get('effective_batch')} rows"] if steps.get("total") else []
+        facts += [str(warning) for warning in result.get("warnings", [])]
+    elif kind == "train" and "global_step" in result:
+        loss = result.get("train_loss")
+        facts.append(f"{result['global_step']} steps")
+        facts += [f"mean loss {loss:.4f}"] if isinstance(loss, float) else []
+    elif kind == "merge" and "tensors" in result:
+        facts.append(f"{result.get('equal')} of {result['tensors']} tensors proved")
+    elif kind == "infer" and "prompts" in result:
+        passed = result.get("passed")
+        facts.append(f"{result['prompts']} questions" + (f", {passed} passed" if passed is not None else ""))
+    return "".join(f"; {safe(fact)}" for fact in facts)

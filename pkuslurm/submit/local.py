@@ -1,0 +1,232 @@
+"""The local executor: the nodes are process trees on this machine, the jobs run one after another, in the foreground.
+
+Ctrl-C (SIGINT) and SIGTERM cancel the run and leave nothing running; a closed terminal (SIGHUP) does not end it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from types import FrameType
+from typing import Any, Protocol
+
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.render.render import worker_command
+from pkuslurm.rundir import RunDir, read_json, write_json
+from pkuslurm.worker import processes
+
+POLL_SECONDS = 0.1
+# A worker ends its tree with TERM, then KILL after 3 s; it gets time for both.
+STOP_SECONDS = 15.0
+
+
+class Watcher(Protocol):
+    """Whoever shows what happens; called from the executor's own thread."""
+
+    def started(self, kind: str) -> None: ...
+
+    def tick(self, kind: str) -> None: ...
+
+    def ended(self, kind: str, state: str, reason: str | None) -> None: ...
+
+
+@dataclass
+class _Cancel:
+    """Set by a signal handler; the loop looks at it."""
+
+    number: int | None = None
+
+
+def run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher) -> int:
+    """Run ``kinds`` in order; 0, 1 (a job failed) or 130 (cancelled). Every job has a final state afterwards."""
+    document = read_json(run.run_json)
+    if document is None:
+        raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
+    _claim(run, document)
+    processes.become_subreaper()  # a killed worker's children become ours, and are ended with it
+    failed: str | None = None
+    with _signals() as cancel:
+        for kind in kinds:
+            if cancel.number is not None:
+                _final(run, document, kind, "CANCELLED", "the run was cancelled before this job started")
+            elif failed is not None:
+                _final(run, document, kind, "SKIPPED", f"{failed} did not complete")
+            else:
+                _run_job(run, document, kind, cancel, watcher)
+            state = read_json(run.state(kind)) or {}
+            watcher.ended(kind, state.get("state", "UNKNOWN"), state.get("reason"))
+            if state.get("state") != "COMPLETED":
+                failed = failed or kind
+    document["launcher"] = None
+    write_json(run.run_json, document)
+    if cancel.number is not None:
+        return 130
+    return 0 if failed is None else 1
+
+
+def cancel(run: RunDir, seconds: float = 60.0) -> bool:
+    """Ask the process that runs ``run`` to cancel it, and wait until it is gone. False: nobody runs it here."""
+    launcher = (read_json(run.run_json) or {}).get("launcher")
+    if not launcher or launcher.get("host") != socket.gethostname():
+        return False
+    pid, start = launcher["pid"], launcher["pid_start"]
+    if not processes.alive(pid, start):
+        return False
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except PermissionError:
+        raise PkuslurmError(f"{run.run_id}: it is run by another user (pid {pid}); only its owner can cancel it") from None
+    deadline = time.monotonic() + seconds
+    while processes.alive(pid, start):
+        if time.monotonic() > deadline:
+            raise PkuslurmError(f"{run.run_id}: pid {pid} was told to stop {seconds:.0f} s ago and still runs")
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _claim(run: RunDir, document: dict[str, Any]) -> None:
+    """Say in run.json who runs it; refuse where somebody still does."""
+    before = document.get("launcher")
+    if before and before.get("host") == socket.gethostname() and processes.alive(before["pid"], before["pid_start"]):
+        raise PkuslurmError(f"{run.run_id}: it is still running (pid {before['pid']}); wait, or cancel it first")
+    own = processes.look(os.getpid())
+    assert own is not None
+    document["launcher"] = {"host": socket.gethostname(), "pid": own.pid, "pid_start": own.start}
+    write_json(run.run_json, document)
+
+
+@contextmanager
+def _signals() -> Iterator[_Cancel]:
+    cancel = _Cancel()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        cancel.number = cancel.number or number
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield cancel
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: _Cancel, watcher: Watcher) -> None:
+    job = read_json(run.job(kind))
+    if job is None:
+        _final(run, document, kind, "FAILED", f"{run.job(kind)} is missing or damaged")
+        return
+    job_id = f"local-{job['first_attempt']}"
+    document["jobs"][kind].update(job_id=job_id, first_attempt=job["first_attempt"])
+    write_json(run.run_json, document)
+    port = free_port() if job["nodes"] > 1 else None
+    workers = [_start_worker(run, kind, job_id, rank, port) for rank in range(job["nodes"])]
+    watcher.started(kind)
+    _follow(workers, cancel, lambda: watcher.tick(kind))
+    _end_leftovers()
+    state = read_json(run.state(kind)) or {}
+    if cancel.number is not None and state.get("state") != "COMPLETED":
+        _final(run, document, kind, "CANCELLED", "the run was cancelled", keep=state)
+    elif state.get("state") not in ("COMPLETED", "FAILED", "CANCELLED", "SKIPPED"):
+        # the worker itself was killed: its state file still says RUNNING
+        codes = [worker.returncode for worker in workers]
+        _final(run, document, kind, "FAILED", f"its worker ended without a verdict (exit codes {codes})", keep=state)
+
+
+def _start_worker(run: RunDir, kind: str, job_id: str, rank: int, port: int | None) -> subprocess.Popen[bytes]:
+    environ = dict(os.environ)
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "SLURM_PROCID", "SLURM_RESTART_COUNT"):
+        environ.pop(name, None)  # of an enclosing job: not this one's
+    environ |= {"NODE_RANK": str(rank), "PKUSLURM_JOB_ID": job_id, "PKUSLURM_LAUNCHER_PID": str(os.getpid())}
+    if port is not None:
+        environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    log = run.log(kind, job_id, rank)
+    with open(log, "ab", opener=_private) as stream:
+        return subprocess.Popen(
+            worker_command(sys.executable, run, kind),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=run.path,
+            env=environ,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the workers in order
+        )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _follow(workers: Sequence[subprocess.Popen[bytes]], cancel: _Cancel, tick: Callable[[], None]) -> None:
+    """Until every worker ended. One that fails, or a cancellation, ends the others."""
+    stopping: float | None = None
+    while any(worker.poll() is None for worker in workers):
+        if stopping is None and (cancel.number is not None or any(worker.poll() for worker in workers)):
+            stopping = time.monotonic()
+            # after a failure the other nodes see it by themselves and say so in their logs; give them the time
+            if cancel.number is not None:
+                _signal(workers, signal.SIGTERM)
+        if stopping is not None:
+            waited = time.monotonic() - stopping
+            if waited > STOP_SECONDS:
+                _signal(workers, signal.SIGKILL)
+            elif waited > STOP_SECONDS / 2:
+                _signal(workers, signal.SIGTERM)
+        tick()
+        time.sleep(POLL_SECONDS)
+
+
+def _signal(workers: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            with suppress(ProcessLookupError):
+                worker.send_signal(number)
+
+
+def _end_leftovers() -> None:
+    """What a killed worker left behind is below us (we are a subreaper): end it, and reap it."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while (left := processes.descendants(os.getpid())) and time.monotonic() < deadline:
+        for process in left:
+            if not process.zombie:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.02)
+
+
+def _final(
+    run: RunDir, document: Mapping[str, Any], kind: str, state: str, reason: str, keep: Mapping[str, Any] | None = None
+) -> None:
+    """A verdict on a job whose worker could not give one."""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    known = document["jobs"][kind]
+    base: dict[str, Any] = {
+        "attempt": known["first_attempt"],
+        "job_id": known["job_id"],
+        "nodes": [],
+        "node_rank": 0,
+        "host": socket.gethostname(),
+        "started": None,
+        "exit_code": None,
+    }
+    write_json(run.state(kind), base | dict(keep or {}) | {"state": state, "reason": reason, "finished": now})
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now; two runs side by side get two."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+

@@ -1,0 +1,205 @@
+"""The first failure of an attempt: which of many dying ranks is to be blamed.
+
+When one rank dies, its peers fail a moment later ("Connection closed by peer") and can be the first to say so. So
+failures are ordered by kind before they are ordered by time. All nodes read the same files,
+state/failures/<kind>-<attempt>-<rank>.json, and therefore blame the same rank. A rank writes its own when it raises;
+the worker writes it for a rank that could not.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pkuslurm import rundir
+from pkuslurm.rundir import RunDir
+from pkuslurm.worker.state import save
+
+# what ranks say when *another* rank went away
+_SYMPTOMS = re.compile(
+    r"connection (closed|reset|refused)|connection was likely closed|broken pipe|remote process exited"
+    r"|received signal|signalexception|connection aborted",
+    re.IGNORECASE,
+)
+_TORCHRUN = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: \d+\)")
+_EXCEPTION = re.compile(
+    r"^(?:\[rank(\d+)\]: ?)?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Warning|Timeout))(?:: (.*))?$"
+)
+_LONGEST = 300
+
+# what a payload ends with when the mistake is the user's
+REFUSAL_CODE = 2
+# the type of a failure that is a payload's refusal in words
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """``code`` as subprocess has it (negative: a signal); None for an exception."""
+
+    rank: int | None
+    time: float
+    type: str
+    message: str
+    host: str | None = None
+    code: int | None = None
+
+    @property
+    def weight(self) -> int:
+        """0 a cause, 1 a bare exit code, 2 an abort (often what a watchdog does), 3 what befalls the others."""
+        if self.code is not None and self.code < 0:
+            return {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(self.code, 0)
+        if _SYMPTOMS.search(f"{self.type}: {self.message}"):
+            return 3
+        return 1 if self.type == "exit" else 0
+
+    def __str__(self) -> str:
+        line = self.message.strip().split("\n")[0]
+        if self.type == REFUSED:
+            return line
+        if self.code is not None and self.type in ("signal", "exit"):
+            who = "the command" if self.rank is None else f"rank {self.rank}"
+            hint = f": {line}" if line and self.type == "exit" else ""
+            return f"{who}{f' on {self.host}' if self.host else ''} {describe(self.code)}{hint}"[:_LONGEST]
+        who = "" if self.rank is None else f"rank {self.rank}: "
+        return f"{who}{self.type}{f': {line}' if line else ''}"[:_LONGEST]
+
+
+def describe(code: int) -> str:
+    """``was killed by signal 9 (SIGKILL)`` or ``ended with exit code 3``."""
+    if code < 0:
+        name = str(-code)
+        with suppress(ValueError):
+            name = f"{-code} ({signal.Signals(-code).name})"
+        return f"was killed by signal {name}"
+    # shells and container runtimes report their child's signal this way
+    with suppress(ValueError):
+        return (
+            f"ended with exit code {code} (as after signal {code - 128}, {signal.Signals(code - 128).name})"
+        )
+    return f"ended with exit code {code}"
+
+
+def file(run: RunDir, kind: str, attempt: int, rank: int) -> Path:
+    return run.failures / f"{kind}-{attempt}-{rank}.json"
+
+
+def record(run: RunDir, kind: str, attempt: int, failure: Failure, place: int) -> None:
+    """Say for a rank what it could not say itself; what it said itself stays.
+
+    ``place`` is the rank whose file is used if the failure's own rank is not known. Raises PkuslurmError on a full
+    disk.
+    """
+    path = file(run, kind, attempt, place if failure.rank is None else failure.rank)
+    if rundir.read_json(path) is None:
+        save(
+            path,
+            {
+                "rank": failure.rank,
+                "time": failure.time,
+                "type": failure.type,
+                "message": failure.message,
+                "log": "",
+                "host": failure.host,
+                "code": failure.code,
+            },
+        )
+
+
+def forget(run: RunDir, kind: str, attempt: int, ranks: Iterable[int]) -> None:
+    """Remove what an earlier start of the same attempt left about ``ranks``."""
+    for rank in ranks:
+        file(run, kind, attempt, rank).unlink(missing_ok=True)
+
+
+def read(run: RunDir, kind: str, attempt: int) -> list[Failure]:
+    """What is known on any node; torn files are left out."""
+    found = []
+    for path in sorted(run.failures.glob(f"{kind}-{attempt}-*.json")):
+        value = rundir.read_json(path)
+        if value is None:
+            continue
+        rank, time, code = value.get("rank"), value.get("time"), value.get("code")
+        found.append(
+            Failure(
+                rank=rank if isinstance(rank, int) else None,
+                time=float(time) if isinstance(time, int | float) else 0.0,
+                type=str(value.get("type") or "Exception"),
+                message=str(value.get("message") or ""),
+                host=str(value["host"]) if value.get("host") else None,
+                code=code if isinstance(code, int) else None,
+            )
+        )
+    return found
+
+
+def first(failures: Iterable[Failure]) -> Failure | None:
+    """The one to show: the earliest of the weightiest kind."""
+    return min(failures, key=lambda failure: (failure.weight, failure.time), default=None)
+
+
+def from_log(text: str, time: float, rank_offset: int, host: str) -> list[Failure]:
+    """What a node's log tells: the last lines of tracebacks, and torchrun's ``failed (exitcode: …)``.
+
+    ``rank_offset`` is the global rank of the node's local rank 0. A traceback without ``[rankN]:`` has rank None.
+    """
+    found = []
+    for position, line in enumerate(text.splitlines()):
+        # the log has no times of its own: its order stands for them
+        moment = time + position * 1e-6
+        if match := _TORCHRUN.search(line):
+            code = int(match[1])
+            kind = "signal" if code < 0 else "exit"
+            found.append(Failure(rank_offset + int(match[2]), moment, kind, "", host=host, code=code))
+        elif match := _EXCEPTION.match(line):
+            # "    return _warn(SomeWarning)" is none; a ChildFailedError is torchrun's, about somebody else
+            if match[2].endswith(("ChildFailedError", "Warning")):
+                continue
+            rank = int(match[1]) if match[1] else None
+            found.append(Failure(rank, moment, match[2].rpartition(".")[2], match[3] or "", host=host))
+    return found
+
+
+def of_rank(rank: int | None, code: int, text: str, time: float, offset: int, host: str) -> Failure:
+    """The failure of a process that ended with ``code``: by a signal, by a refusal, by the exception that the log
+    ``text`` shows for it, or, if nothing tells more, by that exit code."""
+    if code < 0:
+        return Failure(rank, time, "signal", "", host=host, code=code)
+    if code == REFUSAL_CODE and (words := refusal(text)):
+        return Failure(rank, time, REFUSED, words, host=host, code=code)
+    own = [f for f in from_log(text, time, offset, host) if f.code is None and f.rank in (rank, None)]
+    if own:
+        # of a chain of tracebacks the last one is what it died of
+        lightest = min(f.weight for f in own)
+        chosen = [f for f in own if f.weight == lightest][-1]
+        return Failure(rank, time, chosen.type, chosen.message, host=host, code=code)
+    return Failure(rank, time, "exit", (last_line(text) or "") if rank is None else "", host=host, code=code)
+
+
+def refusal(text: str) -> str | None:
+    """The words of a payload that refused (exit code 2): its last line that begins ``pkuslurm: ``."""
+    lines = [line for line in text.splitlines() if line.startswith("pkuslurm: ")]
+    return lines[-1].removeprefix("pkuslurm: ").strip() if lines else None
+
+
+def last_line(text: str) -> str | None:
+    """The last line that says something (torchrun ends with rules of = and -)."""
+    for line in reversed(text.splitlines()):
+        if line.strip(" \t=-*~\r"):
+            return line.strip()[:_LONGEST]
+    return None
+
+
+def read_log(path: Path, start: int, most: int = 1 << 20) -> str:
+    """What ``path`` holds from byte ``start``, at most its last ``most`` bytes; "" where there is no log."""
+    try:
+        with path.open("rb") as log:
+            end = log.seek(0, 2)
+            log.seek(max(min(start, end), end - most))
+            return log.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,95 @@
+"""The job file, all that a worker is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.rundir import KINDS, RunDir, read_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a run as jobs/<kind>.json holds it."""
+
+    run_id: str
+    kind: str
+    run: RunDir
+    parents: tuple[str, ...]
+    nodes: int
+    nproc_per_node: int
+    first_attempt: int
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    unset: tuple[str, ...]
+    expect: Mapping[str, Any]
+
+
+def load(path: Path) -> Job:
+    """Read a job file. Raises PkuslurmError, naming the file and the field, when it cannot be used."""
+    value = read_json(path)
+    if value is None:
+        raise PkuslurmError(f"job file {path}: is not there, or holds no whole JSON object")
+    if value.get("schema_version") != SCHEMA_VERSION:
+        raise PkuslurmError(
+            f"job file {path}: schema_version is {value.get('schema_version')!r}, "
+            f"this pkuslurm knows {SCHEMA_VERSION}; use the version that wrote it"
+        )
+    fields = _Fields(path, value)
+    kind = fields.text("kind")
+    if kind not in KINDS:
+        raise PkuslurmError(f"job file {path}: kind {kind!r} is none of {', '.join(KINDS)}")
+    run_dir = Path(fields.text("run_dir"))
+    if not run_dir.is_absolute():
+        raise PkuslurmError(f"job file {path}: run_dir {str(run_dir)!r} must be absolute")
+    command = fields.texts("command")
+    if not command:
+        raise PkuslurmError(f"job file {path}: command is empty")
+    env = value.get("env", {})
+    if not isinstance(env, dict) or not all(isinstance(word, str) for word in env.values()):
+        raise PkuslurmError(f"job file {path}: env must map names to strings")
+    expect = value.get("expect") or {}
+    if not isinstance(expect, dict):
+        raise PkuslurmError(f"job file {path}: expect must be an object")
+    return Job(
+        run_id=fields.text("run_id"),
+        kind=kind,
+        run=RunDir(run_dir),
+        parents=fields.texts("parents"),
+        nodes=fields.count("nodes"),
+        nproc_per_node=fields.count("nproc_per_node"),
+        first_attempt=fields.count("first_attempt"),
+        command=command,
+        env=env,
+        unset=fields.texts("unset"),
+        expect=expect,
+    )
+
+
+@dataclass(frozen=True)
+class _Fields:
+    path: Path
+    value: Mapping[str, Any]
+
+    def text(self, name: str) -> str:
+        word = self.value.get(name)
+        if not isinstance(word, str) or not word:
+            raise PkuslurmError(f"job file {self.path}: {name} is {word!r}, must be a text")
+        return word
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        words = self.value.get(name, [])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise PkuslurmError(f"job file {self.path}: {name} is {words!r}, must be a list of texts")
+        return tuple(words)
+
+    def count(self, name: str) -> int:
+        number = self.value.get(name, 1)
+        if type(number) is not int or number < 1:
+            raise PkuslurmError(f"job file {self.path}: {name} is {number!r}, must be a whole number from 1")
+        return number

@@ -1,0 +1,241 @@
+"""One node's part of one job, from its job file to its marker."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pkuslurm import rundir
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.worker import completion, failures, marker
+from pkuslurm.worker.failures import Failure, describe
+from pkuslurm.worker.job import Job, load
+from pkuslurm.worker.processes import Tree
+from pkuslurm.worker.rendezvous import Rendezvous, own_rank, rendezvous
+from pkuslurm.worker.state import Recorder, host_name
+from pkuslurm.worker.supervise import POLL_SECONDS, STOPPED_CODE, Log, Outcome, Signals, Supervisor
+
+# node 0 is done when the others are; this long it waits for them to say so
+PEERS_SECONDS = 30.0
+# for a node that only saw its peers go away: this long it waits to hear from the other nodes why
+CAUSE_SECONDS = 2.0
+
+# an outer torchrun's variables would make this one's ranks believe that they belong to it
+_OUTER_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+def work(job_file: Path, environ: Mapping[str, str]) -> int:
+    """Do this node's part of the job; to be called in a process of its own, on its main thread.
+
+    Returns 0 complete (also: was complete already), 1 failed or skipped, 130 or 143 cancelled by SIGINT or SIGTERM.
+    Says what went wrong in one line on stderr; never raises for a mistake of the user's or the machine's.
+    """
+    with Signals().handled() as signals:
+        try:
+            return _work(job_file, environ, signals)
+        except PkuslurmError as error:
+            _say(str(error))
+        except OSError as error:
+            _say(f"{error.filename or 'the run directory'}: {error.strerror or error}")
+        return 1
+
+
+def _work(job_file: Path, environ: Mapping[str, str], signals: Signals) -> int:
+    job = load(job_file)
+    _check_owner(job.run.path)
+    attempt = job.first_attempt + _restarts(environ)
+    if marker.doubt(job.run, job.run_id, job.kind) is None:
+        _say(f"{job.kind} is complete already ({job.run.done(job.kind)}); nothing to do")
+        return 0
+
+    recorder = Recorder(
+        run=job.run,
+        kind=job.kind,
+        node_rank=own_rank(environ),
+        nodes=job.nodes,
+        attempt=attempt,
+        job_id=environ.get("PKUSLURM_JOB_ID") or environ.get("SLURM_JOB_ID") or f"local-{attempt}",
+        host=host_name(environ),
+    )
+    if pid := recorder.already_running():
+        raise PkuslurmError(f"{job.kind} of {job.run.path} is being worked on already, by process {pid}")
+    for parent in job.parents:
+        if problem := marker.doubt(job.run, job.run_id, parent):
+            return _end(recorder, "SKIPPED", None, f"{parent} did not complete: {problem}")
+    try:
+        meeting = rendezvous(environ, job.nodes)
+    except PkuslurmError as error:
+        return _end(recorder, "FAILED", 1, str(error))
+
+    recorder.hosts = meeting.hosts
+    _clear_leftovers(job, recorder)
+    log = _log(environ, job, recorder)
+    recorder.write("RUNNING")
+    _say(
+        f"{job.kind}, attempt {attempt}, node {meeting.node_rank} of {meeting.nodes} on {recorder.host}, "
+        f"master {meeting.master_addr}:{meeting.master_port} (from {meeting.source})"
+    )
+    supervisor = Supervisor(job, recorder, signals, log)
+    try:
+        tree = Tree(_command(job, meeting), job.run.path, _environment(environ, job, meeting, attempt))
+    except PkuslurmError as error:
+        failure = Failure(None, time.time(), failures.REFUSED, str(error), host=recorder.host)
+        failures.record(job.run, job.kind, attempt, failure, place=meeting.node_rank * job.nproc_per_node)
+        return _end(recorder, "FAILED", 1, str(error))
+    outcome = supervisor.run(tree)
+    if outcome.survivors:
+        _say(f"could not be ended: {', '.join(map(str, outcome.survivors))}")
+
+    if outcome.cancelled is not None:
+        return _cancelled(recorder, outcome.cancelled)
+    if outcome.cancelled_by is not None:
+        return _end(recorder, "CANCELLED", 143, outcome.cancelled_by)
+    if outcome.code != 0:
+        return _failed(job, supervisor, outcome)
+    return _finish(job, supervisor)
+
+
+def _finish(job: Job, supervisor: Supervisor) -> int:
+    """The command ended well on this node: node 0 checks what came of it and writes the marker."""
+    recorder = supervisor.recorder
+    if recorder.node_rank > 0:
+        return _end(recorder, "COMPLETED", 0, None)
+    try:
+        artifacts = completion.judge(job)
+    except completion.Incomplete as error:
+        stopped = _stopped(job) if job.run.stop(job.kind).exists() else None
+        return _end(recorder, "FAILED", STOPPED_CODE if stopped else 1, stopped or f"not complete: {error}")
+    except PkuslurmError as error:
+        return _end(recorder, "FAILED", 1, str(error))
+    deadline = time.monotonic() + PEERS_SECONDS
+    while waiting := _not_completed(recorder):
+        if supervisor.signals.received is not None:
+            return _cancelled(recorder, supervisor.signals.received)
+        if supervisor.trouble() or supervisor.failures():
+            return _failed(job, supervisor, Outcome(peer=(supervisor.trouble() or (None, None))[1]))
+        if time.monotonic() > deadline:
+            nodes = ", ".join(map(str, waiting))
+            return _end(recorder, "FAILED", 1, f"node {nodes} did not complete within {PEERS_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+    marker.write(job.run, job.run_id, job.kind, recorder.attempt, recorder.job_id, artifacts)
+    return _end(recorder, "COMPLETED", 0, None)
+
+
+def _failed(job: Job, supervisor: Supervisor, outcome: Outcome) -> int:
+    recorder = supervisor.recorder
+    first = failures.first(supervisor.failures())
+    # a stop leaves torchrun's 1, so that the request tells; a rank that was killed meanwhile did not stop
+    requested = outcome.stopped or job.run.stop(job.kind).exists()
+    wait = CAUSE_SECONDS if job.nodes > 1 and not requested else 0.0
+    deadline = time.monotonic() + wait
+    while (first is None or first.weight > 0) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        first = failures.first(supervisor.failures())
+    if requested and (first is None or first.weight > 0):
+        return _end(recorder, "FAILED", STOPPED_CODE, _stopped(job))
+    if first is not None:
+        code = 1 if first.code is None else first.code
+        return _end(recorder, "FAILED", code, str(first))
+    if outcome.code is None:
+        return _end(recorder, "FAILED", 1, outcome.peer or "another node failed")
+    return _end(recorder, "FAILED", outcome.code, f"{job.kind} on {recorder.host} {describe(outcome.code)}")
+
+
+def _cancelled(recorder: Recorder, number: int) -> int:
+    code = 128 + number
+    _end(recorder, "CANCELLED", code, f"cancelled: the worker on {recorder.host} got signal {number}")
+    return code
+
+
+def _end(recorder: Recorder, state: str, code: int | None, reason: str | None) -> int:
+    """Write the last state and say it; ``code`` as subprocess has it. Returns the worker's exit code."""
+    shell = 128 - code if code is not None and code < 0 else code
+    _say(f"{recorder.kind} {state}" + (f": {reason}" if reason else ""))
+    recorder.write(state, shell, reason)
+    if state == "COMPLETED":
+        return 0
+    return shell or 1 if state == "CANCELLED" else 1
+
+
+def _stopped(job: Job) -> str:
+    """``stopped at step N``, N from the newest checkpoint or the progress file."""
+    steps = [0]
+    with suppress(TypeError, ValueError):
+        steps.append(int((rundir.read_json(job.run.progress(job.kind)) or {}).get("step", 0)))
+    for path in Path(str(job.expect.get("dir") or job.run.adapter)).glob("checkpoint-*"):
+        with suppress(ValueError):
+            steps.append(int(path.name.removeprefix("checkpoint-")))
+    return f"stopped at step {max(steps)}, as asked; retry goes on from its checkpoint"
+
+
+def _not_completed(recorder: Recorder) -> list[int]:
+    peers = recorder.peers()
+    return [rank for rank in recorder.watched if peers.get(rank, {}).get("state") != "COMPLETED"]
+
+
+def _clear_leftovers(job: Job, recorder: Recorder) -> None:
+    """What an earlier start left that this one would take for its own: a request to stop, this node's failures."""
+    first = recorder.node_rank * job.nproc_per_node
+    failures.forget(job.run, job.kind, recorder.attempt, range(first, first + job.nproc_per_node))
+    if recorder.node_rank == 0:
+        job.run.stop(job.kind).unlink(missing_ok=True)
+
+
+def _command(job: Job, meeting: Rendezvous) -> list[str]:
+    """The job's command; only tokens that are exactly ``$NODE_RANK`` and its like are filled in."""
+    tokens = {f"${name}": value for name, value in meeting.variables().items()}
+    return [tokens.get(word, word) for word in job.command]
+
+
+def _environment(environ: Mapping[str, str], job: Job, meeting: Rendezvous, attempt: int) -> dict[str, str]:
+    outer = {*job.unset, *_OUTER_TORCHRUN}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in outer and not name.startswith("TORCHELASTIC_")
+    }
+    return {
+        # without its own handler torchrun ends at our TERM at once, not after up to 30 s; older ones ignore the variable
+        "PET_SIGNALS_TO_HANDLE": "SIGQUIT",
+        **kept,
+        **job.env,
+        **meeting.variables(),
+        "NPROC_PER_NODE": str(job.nproc_per_node),
+        "PKUSLURM_ATTEMPT": str(attempt),
+        "PKUSLURM_NODE_RANK": str(meeting.node_rank),
+    }
+
+
+def _log(environ: Mapping[str, str], job: Job, recorder: Recorder) -> Log:
+    given = environ.get("PKUSLURM_LOG")
+    path = Path(given) if given else job.run.log(job.kind, recorder.job_id, recorder.node_rank)
+    # a requeued job appends to its log
+    size = path.stat().st_size if path.is_file() else 0
+    return Log(path, size)
+
+
+def _restarts(environ: Mapping[str, str]) -> int:
+    text = environ.get("SLURM_RESTART_COUNT") or "0"
+    if not text.isdecimal():
+        raise PkuslurmError(f"SLURM_RESTART_COUNT={text}: must be a whole number")
+    return int(text)
+
+
+def _check_owner(run_dir: Path) -> None:
+    """Whoever owns the directory decides what its files make this user run."""
+    try:
+        owner = run_dir.stat().st_uid
+    except OSError as error:
+        raise PkuslurmError(f"run directory {run_dir}: {error.strerror}") from None
+    if owner != os.geteuid():
+        raise PkuslurmError(f"run directory {run_dir} belongs to user {owner}, not to you ({os.geteuid()})")
+
+
+def _say(line: str) -> None:
+    # "pkuslurm: " at a line's start is the payloads'
+    with suppress(OSError):
+        print(f"pkuslurm worker: {line}", file=sys.stderr, flush=True)
