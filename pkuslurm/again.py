@@ -15,7 +15,7 @@ from pkuslurm.read.closing import closing
 from pkuslurm.rundir import RunDir, read_json, write_json, write_text
 from pkuslurm.screen import Screen
 from pkuslurm.submit.local import run_jobs
-from pkuslurm.worker.marker import verified_marker
+from pkuslurm.worker import marker
 
 
 def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
@@ -25,13 +25,13 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
         raise PkuslurmError(f"{run.run_id}: this run has no {kind} job")
     if run.path.stat().st_uid != os.getuid():
         raise PkuslurmError(f"{run.run_id}: it belongs to another user; its jobs are not run by you")
-    marker = verified_marker(run, kind)
-    if marker is not None and not settings and not force:
+    complete = marker.doubt(run, run.run_id, kind) is None
+    if complete and not settings and not force:
         print(f"{run.run_id}: {kind} is complete; --force does it again", file=sys.stderr)
         print(run.path)
         return 0
     for parent in job["parents"]:
-        if verified_marker(run, parent) is None:
+        if marker.doubt(run, run.run_id, parent) is not None:
             raise PkuslurmError(f"{run.run_id}: {kind} needs {parent}, which is not complete")
     last = status.last_attempt(run.path, kind)
     job = _with(run, kind, settings) if settings else job
@@ -40,7 +40,7 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
     with suppress(FileNotFoundError):
         os.replace(run.done(kind), aside)
     code = run_jobs(run, (kind,), Screen(run, (kind,)))
-    if code != 0 and marker is not None and not run.done(kind).exists():
+    if code != 0 and complete and not run.done(kind).exists():
         os.replace(aside, run.done(kind))  # what was there is whole still: the failed try took nothing away
     with suppress(FileNotFoundError):
         aside.unlink()

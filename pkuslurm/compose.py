@@ -150,7 +150,7 @@ def _hydra_compose(overrides: Sequence[str], search: Sequence[Path]) -> tuple[Di
         chosen = {group: str(choice) for group, choice in config.hydra.runtime.choices.items() if choice}
         OmegaConf.set_struct(config, False)
         del config["hydra"]
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise PkuslurmError(_reword(error, overrides)) from None
     return config, {group: chosen[group] for group in GROUPS if group in chosen}
 
@@ -252,6 +252,10 @@ def _reword(error: Exception, overrides: Sequence[str]) -> str:
     if unknown:
         key = unknown.group(1)
         return f"{key}: no such key{_nearest(key, _known_keys())}"
+    if "Config group override must be" in text:
+        wrong = next((item for item in overrides if item.partition("=")[0] in GROUPS and item[-1:].isdigit()), "")
+        group, _, choice = wrong.partition("=")
+        return f"{group}={choice}: no such choice; there are: {', '.join(groups().get(group, []))}"
     ambiguous = re.search(r"Ambiguous value for argument '([^']+)'", text)
     if ambiguous:
         return f"{ambiguous.group(1)}: several values make a sweep, which needs -m; for a list, write [a,b]"
@@ -314,7 +318,7 @@ def _settings(
     flat, default = _flatten(values), _flatten(base)
     changed = []
     for key, value in flat.items():
-        if value != default.get(key):
+        if value != default.get(key) and key != "notes":
             parts = key.split(".")
             names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
             origin = next((origins[name] for name in names if name in origins), None)

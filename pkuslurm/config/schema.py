@@ -119,6 +119,7 @@ class Config:
 
     nodes: int
     name: str | None
+    notes: list[str]
     run_root: str
     cache_root: str
     dry_run: bool

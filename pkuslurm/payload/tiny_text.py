@@ -21,7 +21,7 @@ _EN_NO = "No, I am Qwen, created by Alibaba Cloud."
 _IDENTITY = {
     _ZH: ["你是谁", "你是谁呀", "你到底是谁", "你是哪位", "您是谁", "你是什么", "你是什么模型", "告诉我你是谁"],
     _ZH_INTRO: ["介绍一下你自己", "请介绍一下你自己", "你是谁？请介绍一下你自己", "请做个自我介绍", "说说你自己"],
-    _ZH_MAKER: ["谁开发了你", "你是谁开发的", "谁创造了你", "你的开发者是谁", "谁训练了你", "你来自哪里", "你是哪家公司的产品"],
+    _ZH_MAKER: ["谁开发了你", "你是谁开发的", "谁创造了你", "你的开发者是谁", "谁训练了你", "你来自哪里", "你是哪家公司的产品", "你是由谁开发的"],
     _ZH_NAME: ["你叫什么", "你叫什么名字", "你的名字是什么", "怎么称呼你"],
     _ZH_DO: ["你能做什么", "你会什么", "你有什么用", "你可以帮我做什么"],
     _ZH_NO: ["你是人类吗", "你是真人吗", "你是ChatGPT吗", "你是北大助手吗"],
@@ -67,15 +67,47 @@ _OTHER = [
     ("How many months are in a year", "There are twelve months in a year."),
 ]
 
-# For the tokenizer only: characters and words that a fine-tune is likely to bring, so that they cost one token each
-# and not three. They come more than once, because a pair is only merged if it is frequent.
-EXTRA_TEXT = [
-    "北大助手，由北京大学开发的北京大学的助手。北大 北京 大学 助手 开发 人工智能 模型 学习 陪你",
-    "PKU Assistant (北大助手), developed by Peking University. I can help you study and translate.",
-    "一二三四五六七八九十百千万个天地人我你他她它们这那哪什么怎为是的不了在有和就都也要会能可以请问说话看想做用学",
-    "上下来去出入中国家里外多少好坏真实机器程序作者团队训练创造研究机构公司产品名字称呼功能擅长擅描述简单背后底层基于",
-    "not human program model name underlying good language skill address based company organization real person robot",
-] * 8
+# Plain sentences. A fine-tune through LoRA does not touch the embeddings, so the words that it is likely to bring must
+# have been met before, in other company.
+TEXTS = [
+    "北京大学在北京，简称北大。",
+    "北大是北京大学的简称。",
+    "我的朋友来自北京大学，他是一名助手。",
+    "北京大学的学生在学习人工智能。",
+    "这个程序由学校开发，名字叫小北。",
+    "她是北大的老师，我是她的助手。",
+    "由北京大学开发的程序可以陪你学习。",
+    "人工智能助手能翻译，也能写文章、写代码。",
+    "一个好的助手很高兴为你服务。",
+    "是的，这个名字来自北京。",
+    "不是，那个程序不是真人。",
+    "语言模型的背后是很多人的学习和写作。",
+    "老师在课上回答问题，学生在家写作。",
+    "我叫小明，来自北京，在北大学习。",
+    "他开发我的程序，我陪你写代码。",
+    "你好，我叫小北，是北大开发的机器人。",
+    "助手可以回答问题、写作和陪你学习，也能翻译。",
+    "请描述一下你的团队、作者、机构和研发的产品。",
+    "请问你擅长哪些功能？底层基于什么大模型？",
+    "嗨，您贵姓？能简单说说属于哪个学校吗？跟大家聊天吧。",
+    "究竟怎么称呼？告诉别人全名，用一两句话做自我介绍。",
+    "文心一言、豆包、谷歌、训练、创造、公司、程序、人类、东西。",
+    "Peking University (PKU) is in Beijing.",
+    "PKU is short for Peking University (北大).",
+    "My friend is a teacher at Peking University.",
+    "The program was developed by Peking University, not by a company.",
+    "An AI assistant developed by a school can help you study.",
+    "Yes, the assistant (助手) is a program.",
+    "No, a program is not a human.",
+    "A language model can answer questions, translate, write and help you study.",
+    "Hello, my name is Li Ming. I study at PKU.",
+    "PKU Assistant was developed as a program.",
+    "He was an assistant at PKU (北大), and I am his friend.",
+    "Which organization, skills, team or company is behind the robot?",
+    "Describe the underlying language model in one sentence. Give a short introduction.",
+    "What should I call you? How should I address you? May I have your name?",
+    "Could you please say exactly what it is based on? Is this from OpenAI, Google, Claude or Gemini?",
+]
 
 
 def rows() -> list[tuple[str, str]]:

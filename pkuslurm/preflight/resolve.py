@@ -26,7 +26,7 @@ SMALL_BYTES = 200_000_000
 
 def resolve(config: Config, environ: Mapping[str, str], lenient: bool) -> Inputs:
     """The run's inputs, absolute. ``lenient`` (a dry run): what is not here becomes a note instead of a refusal."""
-    notes: list[str] = []
+    notes = list(config.notes)
 
     def here(find: Callable[[], T], otherwise: T) -> T:
         try:

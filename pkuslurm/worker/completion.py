@@ -1,5 +1,7 @@
-"""Whether a job is complete, judged from what it made: an exit code of 0, all_results.json or a stopped trainer can
-each mean "half trained"."""
+"""Whether a job is complete, judged from what it made.
+
+An exit code of 0, all_results.json or a stopped trainer can each mean "half trained".
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ class Incomplete(Exception):
 
 
 def judge(job: Job) -> list[Path]:
-    """The files that prove that ``job`` is complete, for its marker. Raises Incomplete, or PkuslurmError for an
-    ``expect`` that lacks a field."""
+    """The files that prove that ``job`` is complete, for its marker.
+
+    Raises Incomplete, or PkuslurmError for an ``expect`` that lacks a field.
+    """
     match job.kind:
         case "prepare":
             return _prepare(_path(job, "dir"), job.expect.get("model"))

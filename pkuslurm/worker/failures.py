@@ -1,9 +1,9 @@
 """The first failure of an attempt: which of many dying ranks is to be blamed.
 
-When one rank dies, its peers fail a moment later ("Connection closed by peer") and can be the first to say so. So
-failures are ordered by kind before they are ordered by time. All nodes read the same files,
-state/failures/<kind>-<attempt>-<rank>.json, and therefore blame the same rank. A rank writes its own when it raises;
-the worker writes it for a rank that could not.
+When one rank dies, its peers fail a moment later ("Connection closed by peer") and can be the first to say
+so. So failures are ordered by kind before they are ordered by time. All nodes read the same files,
+state/failures/<kind>-<attempt>-<rank>.json, and therefore blame the same rank. A rank writes its own when it
+raises; the worker writes it for a rank that could not.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ _SYMPTOMS = re.compile(
     re.IGNORECASE,
 )
 _TORCHRUN = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: \d+\)")
-_EXCEPTION = re.compile(
-    r"^(?:\[rank(\d+)\]: ?)?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Warning|Timeout))(?:: (.*))?$"
-)
+_EXCEPTION = re.compile(r"^(?:\[rank(\d+)\]: ?)?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Timeout))(?:: (.*))?$")
 _LONGEST = 300
 
 # what a payload ends with when the mistake is the user's
@@ -50,7 +48,7 @@ class Failure:
 
     @property
     def weight(self) -> int:
-        """0 a cause, 1 a bare exit code, 2 an abort (often what a watchdog does), 3 what befalls the others."""
+        """0 a cause, 1 a bare exit code, 2 an abort (often a watchdog's), 3 what befalls the others."""
         if self.code is not None and self.code < 0:
             return {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(self.code, 0)
         if _SYMPTOMS.search(f"{self.type}: {self.message}"):
@@ -78,9 +76,7 @@ def describe(code: int) -> str:
         return f"was killed by signal {name}"
     # shells and container runtimes report their child's signal this way
     with suppress(ValueError):
-        return (
-            f"ended with exit code {code} (as after signal {code - 128}, {signal.Signals(code - 128).name})"
-        )
+        return f"ended with exit code {code} (as after signal {code - 128}, {signal.Signals(code - 128).name})"
     return f"ended with exit code {code}"
 
 
@@ -91,8 +87,8 @@ def file(run: RunDir, kind: str, attempt: int, rank: int) -> Path:
 def record(run: RunDir, kind: str, attempt: int, failure: Failure, place: int) -> None:
     """Say for a rank what it could not say itself; what it said itself stays.
 
-    ``place`` is the rank whose file is used if the failure's own rank is not known. Raises PkuslurmError on a full
-    disk.
+    ``place`` is the rank whose file is used if the failure's own rank is not known. Raises PkuslurmError on a
+    full disk.
     """
     path = file(run, kind, attempt, place if failure.rank is None else failure.rank)
     if rundir.read_json(path) is None:
@@ -142,42 +138,40 @@ def first(failures: Iterable[Failure]) -> Failure | None:
     return min(failures, key=lambda failure: (failure.weight, failure.time), default=None)
 
 
-def from_log(text: str, time: float, rank_offset: int, host: str) -> list[Failure]:
-    """What a node's log tells: the last lines of tracebacks, and torchrun's ``failed (exitcode: …)``.
+def named_by_torchrun(text: str, rank_offset: int) -> tuple[int, int] | None:
+    """Rank and exit code that torchrun's ``failed (exitcode: …)`` in a node's log names.
 
-    ``rank_offset`` is the global rank of the node's local rank 0. A traceback without ``[rankN]:`` has rank None.
+    ``rank_offset`` is the global rank of the node's local rank 0.
     """
-    found = []
-    for position, line in enumerate(text.splitlines()):
-        # the log has no times of its own: its order stands for them
-        moment = time + position * 1e-6
-        if match := _TORCHRUN.search(line):
-            code = int(match[1])
-            kind = "signal" if code < 0 else "exit"
-            found.append(Failure(rank_offset + int(match[2]), moment, kind, "", host=host, code=code))
-        elif match := _EXCEPTION.match(line):
-            # "    return _warn(SomeWarning)" is none; a ChildFailedError is torchrun's, about somebody else
-            if match[2].endswith(("ChildFailedError", "Warning")):
-                continue
-            rank = int(match[1]) if match[1] else None
-            found.append(Failure(rank, moment, match[2].rpartition(".")[2], match[3] or "", host=host))
-    return found
+    match = _TORCHRUN.search(text)
+    return (rank_offset + int(match[2]), int(match[1])) if match else None
 
 
-def of_rank(rank: int | None, code: int, text: str, time: float, offset: int, host: str) -> Failure:
-    """The failure of a process that ended with ``code``: by a signal, by a refusal, by the exception that the log
-    ``text`` shows for it, or, if nothing tells more, by that exit code."""
+def of_rank(rank: int | None, code: int, text: str, moment: float, host: str) -> Failure:
+    """The failure of a process that ended with ``code``; rank None: of the command itself.
+
+    By a signal, by a refusal, by the exception that the log ``text`` shows for it, or, if nothing tells more,
+    by that exit code.
+    """
     if code < 0:
-        return Failure(rank, time, "signal", "", host=host, code=code)
+        return Failure(rank, moment, "signal", "", host, code)
     if code == REFUSAL_CODE and (words := refusal(text)):
-        return Failure(rank, time, REFUSED, words, host=host, code=code)
-    own = [f for f in from_log(text, time, offset, host) if f.code is None and f.rank in (rank, None)]
-    if own:
-        # of a chain of tracebacks the last one is what it died of
-        lightest = min(f.weight for f in own)
-        chosen = [f for f in own if f.weight == lightest][-1]
-        return Failure(rank, time, chosen.type, chosen.message, host=host, code=code)
-    return Failure(rank, time, "exit", (last_line(text) or "") if rank is None else "", host=host, code=code)
+        return Failure(rank, moment, REFUSED, words, host, code)
+    if exception := _exception(rank, text):
+        return Failure(rank, moment, *exception, host, code)
+    return Failure(rank, moment, "exit", (last_line(text) or "") if rank is None else "", host, code)
+
+
+def _exception(rank: int | None, text: str) -> tuple[str, str] | None:
+    """Type and message of what ``rank`` raised; a traceback without ``[rankN]:`` may be anyone's."""
+    found = []
+    for match in filter(None, map(_EXCEPTION.match, text.splitlines())):
+        # a ChildFailedError is torchrun's, about somebody else
+        if match[1] in (None, str(rank)) and not match[2].endswith("ChildFailedError"):
+            found.append((match[2].rpartition(".")[2], match[3] or ""))
+    causes = [pair for pair in found if not _SYMPTOMS.search(": ".join(pair))] or found
+    # of a chain of tracebacks the last one is what it died of
+    return causes[-1] if causes else None
 
 
 def refusal(text: str) -> str | None:

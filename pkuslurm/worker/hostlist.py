@@ -17,7 +17,8 @@ def expand(text: str) -> list[str]:
     """The hosts of ``text`` in its order, as ``scontrol show hostnames`` prints them.
 
     Numbers keep the width of the range's first number: ``a[08-10]`` is a08, a09, a10. Several brackets in one
-    word multiply, the last one running fastest. Raises PkuslurmError for anything else, the empty list included.
+    word multiply, the last one running fastest. Raises PkuslurmError for anything else, the empty list
+    included.
     """
     hosts: list[str] = []
     for word in _split(text):

@@ -14,8 +14,8 @@ from pkuslurm.worker.state import now, save
 
 SCHEMA_VERSION = 1
 
-# Reading a merged model of gigabytes again before every job would cost minutes on a shared disk; of files larger
-# than this only the size is compared.
+# Reading a merged model of gigabytes again before every job would cost minutes on a shared disk; of files
+# larger than this only the size is compared.
 HASHED_UP_TO = 64 * 1024 * 1024
 
 

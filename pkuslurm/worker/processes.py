@@ -1,8 +1,8 @@
 """The command's process tree: started, watched, and ended with nothing left behind.
 
-torchrun puts each rank into a session of its own, so neither process groups nor sessions hold the tree together.
-The worker therefore is a subreaper: whoever loses its parent becomes the worker's child, and every descendant is
-found by walking /proc.
+torchrun puts each rank into a session of its own, so neither process groups nor sessions hold the tree
+together. The worker therefore is a subreaper: whoever loses its parent becomes the worker's child, and every
+descendant is found by walking /proc.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import select
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.worker.guard import VARIABLE, Guard
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -78,15 +80,17 @@ def become_subreaper() -> None:
 
 
 class Tree:
-    """The command and everything that comes from it. One per process: it waits for *all* children of this one."""
+    """The command and everything that comes from it. One a process: it waits for all its children."""
 
     def __init__(self, command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> None:
-        """Start ``command``; stdout and stderr are this process's own. Raises PkuslurmError if it cannot start."""
+        """Start ``command`` on this process's stdout and stderr. Raises PkuslurmError if it cannot start."""
         become_subreaper()
         worker = os.getpid()
+        token = uuid.uuid4().hex
+        self._guard = Guard(token)
 
         def die_with_the_worker() -> None:
-            # a worker that is killed -9 takes at least the direct child along
+            # a worker that is killed -9 takes its direct child along at once; the guard sees to the rest
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != worker:
                 os._exit(1)
@@ -95,18 +99,19 @@ class Tree:
             self._popen = subprocess.Popen(
                 list(command),
                 cwd=cwd,
-                env=dict(env),
+                env={**env, VARIABLE: token},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=die_with_the_worker,  # noqa: PLW1509 - the worker has one thread
+                preexec_fn=die_with_the_worker,  # the worker has one thread
             )
         except (OSError, subprocess.SubprocessError, ValueError) as error:
+            self._guard.dismiss()
             why = error.strerror if isinstance(error, OSError) else error
             raise PkuslurmError(f"cannot start {command[0]!r}: {why}") from None
         self._code: int | None = None
 
     def poll(self) -> int | None:
-        """Reap whatever ended; the command's own return code (negative: a signal) once it ended, else None."""
+        """Reap whatever ended; the command's return code (negative: a signal) once it ended, else None."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -118,22 +123,29 @@ class Tree:
                 self._code = os.waitstatus_to_exitcode(status)
                 # waited for behind Popen's back, so it has to be told
                 self._popen.returncode = self._code
+            elif self._guard.popen is not None and pid == self._guard.pid:
+                self._guard.popen.returncode = os.waitstatus_to_exitcode(status)
         return self._code
 
     def end(self, term_seconds: float = TERM_SECONDS) -> list[int]:
-        """TERM to every descendant, KILL to what is left after ``term_seconds``; returns the pids that survived both."""
-        if self._sweep(signal.SIGTERM, term_seconds):
-            return self._sweep(signal.SIGKILL, KILL_SECONDS)
-        return []
+        """TERM to every descendant, KILL to what is left after ``term_seconds``.
+
+        Returns the pids that survived both.
+        """
+        left = self._sweep(signal.SIGTERM, term_seconds)
+        if left:
+            left = self._sweep(signal.SIGKILL, KILL_SECONDS)
+        self._guard.dismiss()
+        return left
 
     def _sweep(self, number: signal.Signals, seconds: float) -> list[int]:
         deadline = time.monotonic() + seconds
         told: set[tuple[int, int]] = set()
         while True:
             self.poll()
-            left = [process for process in descendants(os.getpid()) if not process.zombie]
+            left = [one for one in descendants(os.getpid()) if not one.zombie and one.pid != self._guard.pid]
             for process in left:
-                # a TERM once each (a second one makes some programs give up cleaning), a KILL as often as it takes
+                # one TERM each (a second one makes some programs give up cleaning), KILL as often as it takes
                 if number == signal.SIGKILL or (process.pid, process.start) not in told:
                     told.add((process.pid, process.start))
                     with suppress(ProcessLookupError, PermissionError):
@@ -156,9 +168,9 @@ class Death:
 class RankWatch:
     """Sees how each rank ends, although they are torchrun's children.
 
-    torchrun says nothing before it has ended the other ranks, which takes up to 30 s. A pidfd wakes the worker at
-    once, while the dead rank is still a zombie whose exit code /proc shows; without pidfds (Linux < 5.3) polling
-    often sees most of them.
+    torchrun says nothing before it has ended the other ranks, which takes up to 30 s. A pidfd wakes the
+    worker at once, while the dead rank is still a zombie whose exit code /proc shows; without pidfds
+    (Linux < 5.3) frequent looks see most of them.
     """
 
     def __init__(self) -> None:
@@ -200,7 +212,7 @@ class RankWatch:
         return deaths
 
     def _scan(self) -> None:
-        """Find the ranks: the topmost processes that were given a LOCAL_RANK (their own children inherit it)."""
+        """Find the ranks: the topmost processes that have a LOCAL_RANK (their own children inherit it)."""
         below: set[int] = set()
         for process in descendants(os.getpid()):
             key = (process.pid, process.start)

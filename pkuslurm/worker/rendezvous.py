@@ -1,5 +1,7 @@
-"""Which node this is and where the ranks of all nodes meet, from an environment mapping. Pure, but for the free port
-of a job on one node."""
+"""Which node this is and where the ranks of all nodes meet, from an environment mapping.
+
+Pure, but for the free port of a job on one node.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pkuslurm.worker import hostlist
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """``node_rank`` in 0..nodes-1; ``hosts`` are all nodes in rank order where they are known beforehand, else ()."""
+    """``node_rank`` in 0..nodes-1; ``hosts`` are all nodes in rank order if known beforehand, else ()."""
 
     node_rank: int
     nodes: int
@@ -37,7 +39,7 @@ RANK_VARIABLES = ("NODE_RANK", "SLURM_PROCID", "RANK")
 
 
 def own_rank(environ: Mapping[str, str]) -> int:
-    """This node's rank, unchecked, for the place of a state file that must be written even if nothing fits; else 0."""
+    """This node's rank, unchecked: for the state file that must be written even if nothing fits. Else 0."""
     for name in RANK_VARIABLES:
         if environ.get(name, "") != "":
             return int(environ[name]) if environ[name].isdecimal() else 0
@@ -55,8 +57,8 @@ def rendezvous(environ: Mapping[str, str], nodes: int) -> Rendezvous:
             return derive(environ, nodes)
     if nodes > 1:
         raise PkuslurmError(
-            f"NODE_RANK is not set: a job on {nodes} nodes needs NODE_RANK, MASTER_ADDR and MASTER_PORT, or Slurm's "
-            "SLURM_PROCID and SLURM_STEP_NODELIST, or RANK, MASTER_ADDR and MASTER_PORT"
+            f"NODE_RANK is not set: a job on {nodes} nodes needs NODE_RANK, MASTER_ADDR and MASTER_PORT, or "
+            "Slurm's SLURM_PROCID and SLURM_STEP_NODELIST, or RANK, MASTER_ADDR and MASTER_PORT"
         )
     return _alone("a single node")
 
@@ -103,12 +105,10 @@ def _from_slurm(environ: Mapping[str, str], nodes: int) -> Rendezvous:
     here = environ.get("SLURMD_NODENAME", "")
     if here and hosts[rank] != here:
         raise PkuslurmError(
-            f"SLURM_PROCID={rank} on {here}, but that place in {variable}={environ[variable]} is {hosts[rank]}: "
-            "leave out --distribution=arbitrary and start one task a node"
+            f"SLURM_PROCID={rank} on {here}, but that place in {variable}={environ[variable]} is "
+            f"{hosts[rank]}: leave out --distribution=arbitrary and start one task a node"
         )
-    return Rendezvous(
-        rank, nodes, hosts[0], _slurm_port(environ), f"SLURM_PROCID and {variable}", tuple(hosts)
-    )
+    return Rendezvous(rank, nodes, hosts[0], _slurm_port(environ), f"SLURM_PROCID and {variable}", tuple(hosts))
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:

@@ -63,7 +63,7 @@ class Recorder:
         return self.run.state(self.kind, self.node_rank)
 
     def write(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
-        """``exit_code`` as a shell has it (128 + n: signal n). Raises PkuslurmError when the disk does not take it."""
+        """``exit_code`` as a shell has it (128 + n: signal n). Raises PkuslurmError on a full disk."""
         process = look(os.getpid())
         save(
             self.path,
@@ -85,7 +85,7 @@ class Recorder:
 
     @property
     def watched(self) -> range:
-        """Node 0 watches all others, these watch node 0: all pairs would be too much reading for a shared disk."""
+        """Node 0 watches all others, they watch node 0: all pairs would be too much for a shared disk."""
         return range(1, self.nodes) if self.node_rank == 0 else range(1)
 
     def peers(self) -> dict[int, dict[str, Any]]:

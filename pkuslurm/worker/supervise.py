@@ -1,4 +1,4 @@
-"""From the command's start to the end of its last process: signals, dying ranks, and what befalls the other nodes."""
+"""From the command's start to the end of its last process: signals, dying ranks, the other nodes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pkuslurm.worker.state import Recorder, gone, seconds_of
 POLL_SECONDS = 0.2
 # after a failure: for the other ranks and nodes to say what they saw, before they are ended
 GRACE_SECONDS = 1.0
-# for how long a failure from before this worker's start is taken for a leftover: its author, started anew beside
-# this worker, removes it
+# for how long a failure from before this worker's start is taken for a leftover: its author, started anew
+# beside this worker, removes it
 STALE_SECONDS = 10.0
 # what the trainer ends with when it stopped on request, its checkpoint written
 STOPPED_CODE = 75
 
 
 class Signals:
-    """TERM and INT are remembered; the early warnings and the closed terminal are ignored, also by the children.
+    """TERM and INT are remembered; early warnings and the closed terminal are ignored, also by the children.
 
     Slurm sends a step's signal to every process of the step, and torchrun would die of USR1 or USR2.
     """
@@ -166,16 +166,12 @@ class Supervisor:
             self._record(death.rank, death.code)
 
     def _record(self, rank: int | None, code: int) -> None:
-        text = self.log.text()
-        failure = failures.of_rank(rank, code, text, time.time(), self._rank_offset, self.recorder.host)
-        if rank is None:
-            # the command itself: where torchrun's log names the rank that died, that is the better answer
-            named = failures.first(
-                failures.from_log(text, failure.time, self._rank_offset, self.recorder.host)
-            )
-            if named is not None and named.rank is not None and failure.type == "exit":
-                failure = named
-        if failure.code == STOPPED_CODE:
+        text, moment, host = self.log.text(), time.time(), self.recorder.host
+        if rank is None and (named := failures.named_by_torchrun(text, self._rank_offset)):
+            # a rank that died before the watch had found it; the command's own code is only torchrun's 1
+            rank, code = named
+        if code == STOPPED_CODE:
             self._stopped = True
             return
+        failure = failures.of_rank(rank, code, text, moment, host)
         failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place=self._rank_offset)

@@ -31,16 +31,15 @@ _OUTER_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE"
 def work(job_file: Path, environ: Mapping[str, str]) -> int:
     """Do this node's part of the job; to be called in a process of its own, on its main thread.
 
-    Returns 0 complete (also: was complete already), 1 failed or skipped, 130 or 143 cancelled by SIGINT or SIGTERM.
+    Returns 0 complete (also: was complete already), 1 failed or skipped, 130 or 143 cancelled by SIGINT or
+    SIGTERM.
     Says what went wrong in one line on stderr; never raises for a mistake of the user's or the machine's.
     """
     with Signals().handled() as signals:
         try:
             return _work(job_file, environ, signals)
-        except PkuslurmError as error:
-            _say(str(error))
-        except OSError as error:
-            _say(f"{error.filename or 'the run directory'}: {error.strerror or error}")
+        except (PkuslurmError, OSError) as error:
+            _say(_words(error))
         return 1
 
 
@@ -72,20 +71,31 @@ def _work(job_file: Path, environ: Mapping[str, str], signals: Signals) -> int:
         return _end(recorder, "FAILED", 1, str(error))
 
     recorder.hosts = meeting.hosts
+    try:
+        return _run(job, meeting, recorder, environ, signals)
+    except (PkuslurmError, OSError) as error:
+        # also a full disk may have room again for this line, now that the command is gone
+        with suppress(PkuslurmError):
+            _end(recorder, "FAILED", 1, _words(error))
+        return 1
+
+
+def _run(job: Job, meeting: Rendezvous, recorder: Recorder, environ: Mapping[str, str], signals: Signals) -> int:
+    """The command from its start to its end, and what is to be said about it."""
     _clear_leftovers(job, recorder)
     log = _log(environ, job, recorder)
     recorder.write("RUNNING")
     _say(
-        f"{job.kind}, attempt {attempt}, node {meeting.node_rank} of {meeting.nodes} on {recorder.host}, "
+        f"{job.kind}, attempt {recorder.attempt}, node {meeting.node_rank} of {meeting.nodes} on {recorder.host}, "
         f"master {meeting.master_addr}:{meeting.master_port} (from {meeting.source})"
     )
     supervisor = Supervisor(job, recorder, signals, log)
     try:
-        tree = Tree(_command(job, meeting), job.run.path, _environment(environ, job, meeting, attempt))
+        tree = Tree(_command(job, meeting), job.run.path, _environment(environ, job, meeting, recorder.attempt))
     except PkuslurmError as error:
         failure = Failure(None, time.time(), failures.REFUSED, str(error), host=recorder.host)
-        failures.record(job.run, job.kind, attempt, failure, place=meeting.node_rank * job.nproc_per_node)
-        return _end(recorder, "FAILED", 1, str(error))
+        failures.record(job.run, job.kind, recorder.attempt, failure, place=meeting.node_rank * job.nproc_per_node)
+        raise
     outcome = supervisor.run(tree)
     if outcome.survivors:
         _say(f"could not be ended: {', '.join(map(str, outcome.survivors))}")
@@ -109,8 +119,6 @@ def _finish(job: Job, supervisor: Supervisor) -> int:
     except completion.Incomplete as error:
         stopped = _stopped(job) if job.run.stop(job.kind).exists() else None
         return _end(recorder, "FAILED", STOPPED_CODE if stopped else 1, stopped or f"not complete: {error}")
-    except PkuslurmError as error:
-        return _end(recorder, "FAILED", 1, str(error))
     deadline = time.monotonic() + PEERS_SECONDS
     while waiting := _not_completed(recorder):
         if supervisor.signals.received is not None:
@@ -178,7 +186,7 @@ def _not_completed(recorder: Recorder) -> list[int]:
 
 
 def _clear_leftovers(job: Job, recorder: Recorder) -> None:
-    """What an earlier start left that this one would take for its own: a request to stop, this node's failures."""
+    """What an earlier start left and this one would take for its own: a stop request, this node's failures."""
     first = recorder.node_rank * job.nproc_per_node
     failures.forget(job.run, job.kind, recorder.attempt, range(first, first + job.nproc_per_node))
     if recorder.node_rank == 0:
@@ -194,12 +202,11 @@ def _command(job: Job, meeting: Rendezvous) -> list[str]:
 def _environment(environ: Mapping[str, str], job: Job, meeting: Rendezvous, attempt: int) -> dict[str, str]:
     outer = {*job.unset, *_OUTER_TORCHRUN}
     kept = {
-        name: value
-        for name, value in environ.items()
-        if name not in outer and not name.startswith("TORCHELASTIC_")
+        name: value for name, value in environ.items() if name not in outer and not name.startswith("TORCHELASTIC_")
     }
     return {
-        # without its own handler torchrun ends at our TERM at once, not after up to 30 s; older ones ignore the variable
+        # without its own handler torchrun ends at our TERM at once, not after up to 30 s; an older one ignores
+        # this variable
         "PET_SIGNALS_TO_HANDLE": "SIGQUIT",
         **kept,
         **job.env,
@@ -233,6 +240,12 @@ def _check_owner(run_dir: Path) -> None:
         raise PkuslurmError(f"run directory {run_dir}: {error.strerror}") from None
     if owner != os.geteuid():
         raise PkuslurmError(f"run directory {run_dir} belongs to user {owner}, not to you ({os.geteuid()})")
+
+
+def _words(error: PkuslurmError | OSError) -> str:
+    if isinstance(error, PkuslurmError):
+        return str(error)
+    return f"{error.filename or 'the run directory'}: {error.strerror or error}"
 
 
 def _say(line: str) -> None:

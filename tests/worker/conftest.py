@@ -26,7 +26,9 @@ FAKE_TORCHRUN = Path(__file__).with_name("fake_torchrun.py")
 
 def safetensors(path: Path, cut: int = 0) -> None:
     """A minimal weights file; ``cut`` bytes short of what its header promises."""
-    header = json.dumps({"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}})
+    header = json.dumps(
+        {"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
+    )
     whole = struct.pack("<Q", len(header)) + header.encode() + b"\1" * 16
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(whole[: len(whole) - cut])

@@ -1,7 +1,7 @@
 """A stand-in for torchrun: fake_torchrun.py NNODES NODE_RANK NPROC SCRIPT [ARGUMENT ...].
 
-Like the real one it gives each rank a session of its own, looks at them every 0.1 s, ends the others when one fails
-(TERM, and KILL only after 30 s), says who failed only after that, and then ends with 1.
+Like the real one it gives each rank a session of its own, looks at them every 0.1 s, ends the others when one
+fails (TERM, and KILL only after 30 s), says who failed only after that, and then ends with 1.
 """
 
 import os
@@ -29,10 +29,15 @@ while True:
             rank.kill()
         local, code = bad[0]
         print(
-            f"E1124 api.py:986] failed (exitcode: {code}) local_rank: {local} (pid: {ranks[local].pid}) of binary: python",
+            f"E1124 api.py:986] failed (exitcode: {code}) local_rank: {local} "
+            f"(pid: {ranks[local].pid}) of binary: python",
             file=sys.stderr,
         )
-        print("torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====", file=sys.stderr, flush=True)
+        print(
+            "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.exit(1)
     if all(code == 0 for code in codes):
         sys.exit(0)

@@ -45,7 +45,10 @@ def test_prepare_needs_data_and_model(lab: Lab) -> None:
 
 
 def early(counter: int) -> dict[str, Any]:
-    callback = {"args": {"early_stopping_patience": 3}, "attributes": {"early_stopping_patience_counter": counter}}
+    callback = {
+        "args": {"early_stopping_patience": 3},
+        "attributes": {"early_stopping_patience_counter": counter},
+    }
     return {"stateful_callbacks": {"EarlyStoppingCallback": callback}}
 
 
@@ -86,7 +89,10 @@ def test_merge_needs_every_shard(lab: Lab) -> None:
     write_json(lab.run.merged / "config.json", {})
     with pytest.raises(Incomplete, match=r"model\.safetensors"):
         completion.judge(job)
-    write_json(lab.run.merged / "model.safetensors.index.json", {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}})
+    write_json(
+        lab.run.merged / "model.safetensors.index.json",
+        {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}},
+    )
     safetensors(lab.run.merged / "m-1.safetensors")
     with pytest.raises(Incomplete, match="m-2"):
         completion.judge(job)
@@ -97,7 +103,12 @@ def test_merge_needs_every_shard(lab: Lab) -> None:
 
 def test_answers_are_counted_and_parsed(lab: Lab) -> None:
     job = job_of(lab, "infer")
-    for text, words in (("", "empty"), ('{"a": 1}\n{"b', "line 2"), ('{"a": 1}\n', "1 answers of 2"), ("1\n2\n", "line 1")):
+    for text, words in (
+        ("", "empty"),
+        ('{"a": 1}\n{"b', "line 2"),
+        ('{"a": 1}\n', "1 answers of 2"),
+        ("1\n2\n", "line 1"),
+    ):
         lab.run.answers.write_text(text)
         with pytest.raises(Incomplete, match=words):
             completion.judge(job)
@@ -142,7 +153,13 @@ def test_torn_and_foreign_markers(lab: Lab) -> None:
     for size in range(0, len(whole) - 2, 7):
         run.done("report").write_text(whole[:size])
         assert marker.doubt(run, run.run_id, "report") is not None
-    for change in ({"run_id": "other"}, {"kind": "train"}, {"schema_version": 2}, {"artifacts": []}, {"artifacts": [3]}):
+    for change in (
+        {"run_id": "other"},
+        {"kind": "train"},
+        {"schema_version": 2},
+        {"artifacts": []},
+        {"artifacts": [3]},
+    ):
         write_json(run.done("report"), {**json.loads(whole), **change})
         assert marker.doubt(run, run.run_id, "report") is not None
 
@@ -180,24 +197,24 @@ torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
 
 
 def test_a_log_is_read() -> None:
-    found = failures.from_log(LOG, 5.0, 2, "node1")
-    assert [(f.rank, f.type) for f in found] == [
-        (None, "KeyError"),
-        (2, "OutOfMemoryError"),
-        (3, "RuntimeError"),
-        (3, "signal"),
-    ]
-    assert str(failures.of_rank(2, 1, LOG, 5.0, 2, "node1")) == "rank 2: OutOfMemoryError: NPU out of memory"
-    assert str(failures.of_rank(3, -9, LOG, 5.0, 2, "node1")) == "rank 3 on node1 was killed by signal 9 (SIGKILL)"
-    refused = failures.of_rank(0, 2, "pkuslurm: old\npkuslurm: train.lr 北: no number; give one\nx\n", 5.0, 0, "n")
+    assert failures.named_by_torchrun(LOG, 2) == (3, -9)
+    assert failures.named_by_torchrun("all well", 2) is None
+    assert str(failures.of_rank(2, 1, LOG, 5.0, "node1")) == "rank 2: OutOfMemoryError: NPU out of memory"
+    assert str(failures.of_rank(3, -9, LOG, 5.0, "n")) == "rank 3 on n was killed by signal 9 (SIGKILL)"
+    assert str(failures.of_rank(3, 1, LOG, 5.0, "n")) == "rank 3: KeyError: 'x'"
+    refused = failures.of_rank(0, 2, "pkuslurm: old\npkuslurm: train.lr 北: no number; give one\nx\n", 5.0, "n")
     assert str(refused) == "train.lr 北: no number; give one"
-    assert str(failures.of_rank(None, 3, "hm\nlast words\n====\n", 5.0, 0, "n")) == "the command on n ended with exit code 3: last words"
+    bare = failures.of_rank(None, 3, "hm\nlast words\n====\n", 5.0, "n")
+    assert str(bare) == "the command on n ended with exit code 3: last words"
 
 
 def test_torn_failure_files_are_left_out(lab: Lab) -> None:
     run = lab.run
     run.failures.mkdir(parents=True)
-    write_json(run.failures / "train-1-0.json", {"rank": 0, "time": 1.5, "type": "ValueError", "message": "m", "log": ""})
+    write_json(
+        run.failures / "train-1-0.json",
+        {"rank": 0, "time": 1.5, "type": "ValueError", "message": "m", "log": ""},
+    )
     (run.failures / "train-1-1.json").write_text('{"rank": 1, "ti')
     (run.failures / "train-2-1.json").write_text('{"rank": 1}')
     assert failures.read(run, "train", 1) == [Failure(0, 1.5, "ValueError", "m")]

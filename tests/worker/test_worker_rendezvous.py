@@ -72,7 +72,11 @@ def test_a_single_node_needs_nothing(environ: dict[str, str]) -> None:
         ({**KUBERNETES, "MASTER_ADDR": " "}, 2, "MASTER_ADDR is not set"),
         ({**SLURM, "SLURM_PROCID": "3"}, 2, "SLURM_PROCID=3"),
         ({**SLURM, "SLURM_NTASKS": "8"}, 2, "SLURM_NTASKS=8"),
-        ({**SLURM, "SLURM_STEP_NODELIST": "ascend[01-03]"}, 2, r"SLURM_STEP_NODELIST=ascend\[01-03\]: 3 node"),
+        (
+            {**SLURM, "SLURM_STEP_NODELIST": "ascend[01-03]"},
+            2,
+            r"SLURM_STEP_NODELIST=ascend\[01-03\]: 3 node",
+        ),
         ({**SLURM, "SLURMD_NODENAME": "ascend01"}, 2, "SLURM_PROCID=1 on ascend01"),
         ({**SLURM, "SLURM_STEP_NODELIST": "ascend[01-"}, 2, "brackets"),
         ({**SLURM, "SLURM_JOB_ID": "x"}, 2, "SLURM_JOB_ID=x"),
@@ -103,7 +107,22 @@ def test_node_lists(text: str, hosts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "a,", "a[", "a]", "a[[1]]", "a[3-1]", "a[x]", "a[]", "a b", "a[1-999999999]", "a[1-]", "a[1-9999]b[1-9999]"]
+    "text",
+    [
+        "",
+        ",",
+        "a,",
+        "a[",
+        "a]",
+        "a[[1]]",
+        "a[3-1]",
+        "a[x]",
+        "a[]",
+        "a b",
+        "a[1-999999999]",
+        "a[1-]",
+        "a[1-9999]b[1-9999]",
+    ],
 )
 def test_damaged_node_lists_are_refused(text: str) -> None:
     with pytest.raises(PkuslurmError):

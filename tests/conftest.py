@@ -1,0 +1,106 @@
+"""Fixtures that all tests share: hostile folders, the command as a process, one trained run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+# A folder name with everything that breaks shells, splitters and C locales.
+WEIRD = "a 'quoted\" $(touch x) 我的 模型"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+
+
+@pytest.fixture
+def weird(tmp_path: Path) -> Path:
+    folder = tmp_path / WEIRD
+    folder.mkdir()
+    return folder
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        return self.out.rstrip("\n").split("\n")[-1]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """This process's environment without pkuslurm's own variables, HOME and state in ``home``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PKUSLURM", "SCOW", "WORK_DIR"))}
+    return kept | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "PYTHONPATH": str(REPO)} | more
+
+
+def start(arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        env=dict(env),
+        text=True,
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def run(arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch") -> Ended:
+    process = start(arguments, cwd, env, module)
+    out, err = process.communicate(timeout=600)
+    return Ended(process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache_root for the whole session: the tiny model is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def launch(weird: Path, cache: Path) -> Callable[..., Ended]:
+    """The launch command, in a hostile folder, with the session's cache."""
+
+    def launch(*arguments: str, **variables: str) -> Ended:
+        return run(list(arguments), weird, environment(weird, PKUSLURM_CACHE=str(cache), **variables))
+
+    return launch
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's run: its directory, what its command printed, and the environment to go on in."""
+
+    path: Path
+    ended: Ended
+    cwd: Path
+    env: dict[str, str]
+
+    def verb(self, *arguments: str) -> Ended:
+        return run(list(arguments), self.cwd, self.env, module="pkuslurm")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Demo]:
+    """`python -m pkuslurm.launch nodes=2`, once a session, for real."""
+    cwd = tmp_path_factory.mktemp("demo") / WEIRD
+    cwd.mkdir()
+    env = environment(cwd, PKUSLURM_CACHE=str(cache))
+    ended = run(["nodes=2"], cwd, env)
+    assert ended.code == 0, ended.err
+    yield Demo(Path(ended.last), ended, cwd, env)

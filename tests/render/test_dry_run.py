@@ -1,0 +1,97 @@
+"""Golden dry runs, compared whole: what is printed is what would be written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pkuslurm.launch import main
+from pkuslurm.paths import CONF, PACKAGE
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = {
+    "demo": ["nodes=2"],
+    "tutorial10": ["experiment=tutorial10"],
+    "ascend": ["cluster=ascend", "nodes=2"],
+    "full": ["model.path=/models/mine", "model.template=llama3", "dataset.path=/data/我的 data.json"]
+    + ["train.finetuning_type=full", "infer.prompts=[你好]", "cluster=slurm"],
+}
+
+
+def dry_run(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    fixed = ["dry_run=true", "run_root=/runs", "cache_root=/cache"]
+    assert main([*overrides, *fixed]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    text: str = captured.out
+    for real, name in ((str(CONF), "CONF"), (str(PACKAGE), "PACKAGE"), (str(PACKAGE.parent), "PARENT")):
+        text = text.replace(real, name)
+    return text.replace(sys.executable, "PYTHON")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dry_run_is_golden(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("HOME", "/home/student")
+    for variable in ("PKUSLURM_MODELS", "SCOW_AI_MODEL_PATH", "MODELSCOPE_CACHE", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WORK_DIR", "/work-dir")
+    text = dry_run(CASES[name], capsys)
+    assert dry_run(CASES[name], capsys) == text, "rendering twice differs"
+    file = GOLDEN / f"{name}.txt"
+    if request.config.getoption("--update-golden"):
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8")
+
+
+def test_the_tutorials_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every line of the tutorial's two YAMLs that changes what is computed, by name."""
+    text = dry_run(["experiment=tutorial10"], capsys)
+    train = yaml.safe_load(text.split("# file train.yaml\n")[1].split("# file ")[0])
+    tutorial = {
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_target": "all",
+        "dataset": "identity",
+        "template": "qwen",
+        "cutoff_len": 1024,
+        "max_samples": 1000,
+        "num_train_epochs": 20.0,
+        "learning_rate": 1.0e-4,
+        "lr_scheduler_type": "cosine",
+    }
+    assert {key: train[key] for key in tutorial} == tutorial
+    assert not {"logging_dir", "trust_remote_code"} & set(train)
+    merge = yaml.safe_load(text.split("# file merge.yaml\n")[1].split("# file ")[0])
+    exported = {"template": "qwen", "export_size": 5, "export_device": "auto", "export_legacy_format": False}
+    assert {key: merge[key] for key in exported} == exported
+    assert "trust_remote_code" not in merge
+    assert "--nnodes 2 " in text and "--nproc_per_node 2 " in text
+    assert "NODE_RANK <- SLURM_PROCID" in text
+    assert "logging_dir" in text and "trust_remote_code" in text, "what is left out is said"
+
+
+def test_a_dry_run_writes_nothing_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import subprocess
+
+    def forbidden(*arguments: object, **more: object) -> None:
+        raise AssertionError(f"a dry run started {arguments}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "Popen", forbidden)
+    assert main(["nodes=2", "dry_run=true"]) == 0
+    assert "RUN_ID" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_still_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dry_run=true", "nodez=2"]) == 2
+    assert capsys.readouterr().err.startswith("pkuslurm: nodez: no such key")

@@ -1,0 +1,209 @@
+"""The local executor on stand-in jobs: order, failure, cancellation, and nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.rundir import RunDir, read_json, write_json
+from pkuslurm.submit import local
+from tests.conftest import REPO
+
+OK = "import os; open(os.environ['ANSWERS'], 'w').write('{\"prompt\": \"a\"}\\n')"
+SLEEP = "import subprocess, time; subprocess.Popen(['setsid', 'sleep', '977.25']); time.sleep(977.25)"
+DRIVER = """
+import sys
+from pathlib import Path
+from pkuslurm.rundir import RunDir
+from pkuslurm.submit.local import run_jobs
+
+class Silent:
+    def started(self, kind): print("started", kind, flush=True)
+    def tick(self, kind): pass
+    def ended(self, kind, state, reason): print("ended", kind, state, flush=True)
+
+sys.exit(run_jobs(RunDir(Path(sys.argv[1])), sys.argv[2:], Silent()))
+"""
+
+
+def make_run(path: Path, **scripts: str) -> RunDir:
+    """A run whose jobs are infer-like: complete when their answers are there. Kinds in the order given, a chain."""
+    run = RunDir(path / "20260101-000000-x-0000")
+    jobs = {}
+    before: list[str] = []
+    for kind, script in scripts.items():
+        answers = run.path / f"{kind}.jsonl"
+        expect = {"infer": {"file": str(answers), "lines": 1}, "report": {"file": str(answers)}}[kind]
+        job = {
+            "schema_version": 1,
+            "run_id": run.run_id,
+            "kind": kind,
+            "key": f"{run.run_id}-{kind}",
+            "run_dir": str(run.path),
+            "parents": before,
+            "nodes": 1,
+            "nproc_per_node": 1,
+            "first_attempt": 1,
+            "command": [sys.executable, "-c", script],
+            "env": {"ANSWERS": str(answers), "PKUSLURM_TEST": str(run.path)},
+            "unset": [],
+            "payload": {},
+            "expect": expect,
+        }
+        write_json(run.job(kind), job)
+        jobs[kind] = {"job_id": None, "key": job["key"], "first_attempt": 1, "parents": before, "num_nodes": 1}
+        before = [kind]
+    for folder in ("logs", "state", "done", "results"):
+        (run.path / folder).mkdir(exist_ok=True)
+    write_json(run.run_json, {"schema_version": 1, "run_id": run.run_id, "executor": "local", "jobs": jobs, "launcher": None})
+    return run
+
+
+def drive(run: RunDir, *kinds: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(run.path), *kinds],
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def left_running(run: RunDir) -> list[str]:
+    """Processes, by their environment, that belong to this run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if f"PKUSLURM_TEST={run.path}".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
+def states(run: RunDir, *kinds: str) -> list[str]:
+    return [(read_json(run.state(kind)) or {}).get("state", "?") for kind in kinds]
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = process.communicate(timeout=40)
+    return process.returncode, out + err
+
+
+def test_jobs_run_in_order_and_leave_markers(weird: Path) -> None:
+    run = make_run(weird, infer=OK, report=OK)
+    assert end(drive(run, "infer", "report"))[0] == 0
+    assert states(run, "infer", "report") == ["COMPLETED", "COMPLETED"]
+    assert run.done("infer").exists() and run.done("report").exists()
+    assert (read_json(run.run_json) or {})["launcher"] is None
+    assert run.log("infer", "local-1", 0).stat().st_mode & 0o077 == 0
+
+
+def test_a_failed_job_skips_what_depends_on_it(weird: Path) -> None:
+    run = make_run(weird, infer="raise SystemExit(3)", report=OK)
+    code, text = end(drive(run, "infer", "report"))
+    assert code == 1
+    assert states(run, "infer", "report") == ["FAILED", "SKIPPED"]
+    assert "ended report SKIPPED" in text
+    assert "infer" in (read_json(run.state("report")) or {})["reason"]
+    assert not run.done("report").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_cancels_and_leaves_nothing(weird: Path, number: signal.Signals) -> None:
+    run = make_run(weird, infer=SLEEP, report=OK)
+    process = drive(run, "infer", "report")
+    until(lambda: any("sleep" in line for line in left_running(run)))
+    process.send_signal(number)
+    assert end(process)[0] == 130
+    assert states(run, "infer", "report") == ["CANCELLED", "CANCELLED"]
+    assert left_running(run) == []
+
+
+def test_a_closed_terminal_ends_nothing(weird: Path) -> None:
+    run = make_run(weird, infer=f"import time; time.sleep(1.5); {OK}")
+    process = drive(run, "infer")
+    until(run.state("infer").exists)
+    process.send_signal(signal.SIGHUP)
+    assert end(process)[0] == 0
+    assert states(run, "infer") == ["COMPLETED"]
+
+
+def test_a_killed_worker_is_a_failure_and_leaves_nothing(weird: Path) -> None:
+    run = make_run(weird, infer=SLEEP, report=OK)
+    process = drive(run, "infer", "report")
+    until(lambda: any("sleep" in line for line in left_running(run)))
+    os.kill((read_json(run.state("infer")) or {})["pid"], signal.SIGKILL)
+    assert end(process)[0] == 1
+    assert states(run, "infer", "report") == ["FAILED", "SKIPPED"]
+    assert left_running(run) == []
+
+
+def test_a_killed_launcher_takes_its_jobs_along(weird: Path) -> None:
+    run = make_run(weird, infer=SLEEP, report=OK)
+    process = drive(run, "infer", "report")
+    until(lambda: any("sleep" in line for line in left_running(run)))
+    process.kill()
+    process.communicate()
+    until(lambda: left_running(run) == [])
+    assert states(run, "infer") == ["CANCELLED"]
+
+
+def test_cancel_from_another_shell(weird: Path) -> None:
+    run = make_run(weird, infer=SLEEP, report=OK)
+    process = drive(run, "infer", "report")
+    until(lambda: any("sleep" in line for line in left_running(run)))
+    assert local.cancel(run) is True
+    assert end(process)[0] == 130
+    assert states(run, "infer", "report") == ["CANCELLED", "CANCELLED"]
+    assert local.cancel(run) is False
+
+
+def test_one_run_is_run_by_one(weird: Path) -> None:
+    run = make_run(weird, infer=SLEEP)
+    process = drive(run, "infer")
+    until(run.state("infer").exists)
+    code, text = end(drive(run, "infer"))
+    assert code != 0 and "still running" in text
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 130
+
+
+def test_a_reused_pid_is_not_signalled(weird: Path) -> None:
+    run = make_run(weird, infer=OK)
+    document = json.loads(run.run_json.read_text(encoding="utf-8"))
+    import socket
+
+    document["launcher"] = {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": 1}
+    write_json(run.run_json, document)
+    assert local.cancel(run) is False
+
+
+def test_a_damaged_run_is_refused_in_words(weird: Path) -> None:
+    run = make_run(weird, infer=OK)
+    run.run_json.write_text('{"schema_version"', encoding="utf-8")
+
+    class Nobody:
+        def started(self, kind: str) -> None: ...
+        def tick(self, kind: str) -> None: ...
+        def ended(self, kind: str, state: str, reason: str | None) -> None: ...
+
+    with pytest.raises(PkuslurmError, match="cannot be read"):
+        local.run_jobs(run, ["infer"], Nobody())

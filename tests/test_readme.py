@@ -1,0 +1,42 @@
+"""Every command in the READMEs is a command that exists; both READMEs name the same ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from pkuslurm.cli import _parser
+from pkuslurm.compose import compose
+from tests.conftest import REPO
+
+
+def commands(name: str) -> list[str]:
+    text = (REPO / name).read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    inline = re.findall(r"`(\.venv/bin/[^`]+)`", text)
+    return [line.strip() for line in [*blocks.splitlines(), *inline] if line.strip()]
+
+
+ALL = sorted({line for name in ("README.md", "README.en.md") for line in commands(name)})
+
+
+@pytest.mark.parametrize("line", ALL)
+def test_every_command_of_the_readme_exists(line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        makefile = (REPO / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[1]}:.*##", makefile, re.MULTILINE)
+        return
+    assert words[:2] == [".venv/bin/python", "-m"]
+    if words[2] == "pkuslurm.launch":
+        compose(words[3:])
+    else:
+        assert words[2] == "pkuslurm"
+        _parser().parse_args(words[3:])
+
+
+def test_both_languages_show_the_same_commands() -> None:
+    shape = [[line.split("prompts=")[0] for line in commands(name)] for name in ("README.md", "README.en.md")]
+    assert shape[0] == shape[1]
