@@ -34,8 +34,8 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
         if marker.doubt(run, run.run_id, parent) is not None:
             raise PkuslurmError(f"{run.run_id}: {kind} needs {parent}, which is not complete")
     last = status.last_attempt(run.path, kind)
-    job = _with(run, kind, settings) if settings else job
-    write_json(run.job(kind), job | {"first_attempt": last + 1})
+    anew = dict(_with(run, kind, settings)) if settings else job
+    write_json(run.job(kind), anew | {"first_attempt": last + 1})
     aside = run.done(kind).with_name(f".{kind}.before.json")
     with suppress(FileNotFoundError):
         os.replace(run.done(kind), aside)

@@ -12,8 +12,7 @@ from pathlib import Path
 from pkuslurm import __version__
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
-from pkuslurm.read import find, present, status
-from pkuslurm.read.report import build as report
+from pkuslurm.read import find, present, report, status
 from pkuslurm.rundir import RunDir
 
 NOT_YET = ("retry", "resume", "serve", "chat", "doctor", "fetch", "prune", "watch", "why")
@@ -80,19 +79,22 @@ def _runs(roots: list[Path] | None, as_json: bool) -> int:
     if as_json:
         print(json.dumps([item.to_json() for item in found], ensure_ascii=False))
     else:
-        print(present.runs_text(found))
+        present.show_runs(found, sys.stdout)
     return 0
 
 
 def _status(run: RunDir, arguments: argparse.Namespace) -> int:
     now = status.read(run.path)
-    print(json.dumps(now.to_json(), ensure_ascii=False) if arguments.json else present.status_text(now))
+    if arguments.json:
+        print(json.dumps(now.to_json(), ensure_ascii=False))
+    else:
+        present.show_status(now, sys.stdout)
     bad = now.state not in ("COMPLETED", "RUNNING", "PENDING") or now.passed is False
     return 1 if arguments.exit_code and bad else 0
 
 
 def _logs(run: RunDir, arguments: argparse.Namespace) -> int:
-    present.logs(run.path, sys.stdout, kind=arguments.kind, follow=arguments.follow)
+    present.show_logs(run.path, sys.stdout, kind=arguments.kind, follow=arguments.follow)
     return 0
 
 

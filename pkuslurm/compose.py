@@ -116,7 +116,7 @@ def _register_resolver() -> None:
     OmegaConf.register_new_resolver("pkuslurm.conf", lambda name: str(CONF / str(name)), replace=True)
 
 
-class _hydra:  # noqa: N801  (a context manager used like a function)
+class _hydra:
     """Hydra's global state, for the length of a composition."""
 
     def __enter__(self) -> None:
@@ -160,9 +160,7 @@ def _known_experiment(choices: Mapping[str, str], search: Sequence[Path]) -> Non
     name = choices.get("experiment")
     if name is not None and _file_of("experiment", name, search) is None:
         known = groups()["experiment"]
-        raise PkuslurmError(
-            f"experiment={name}: no such choice{_nearest(name, known)}; there are: {', '.join(known)}"
-        )
+        raise PkuslurmError(f"experiment={name}: no such choice{_nearest(name, known)}; there are: {', '.join(known)}")
 
 
 def _file_of(group: str, choice: str | None, search: Sequence[Path]) -> Path | None:
@@ -312,9 +310,7 @@ def _origins(typed: Sequence[str], choices: Mapping[str, str], search: Sequence[
     return origins
 
 
-def _settings(
-    values: Mapping[str, Any], base: Mapping[str, Any], origins: Mapping[str, str]
-) -> tuple[Setting, ...]:
+def _settings(values: Mapping[str, Any], base: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Setting, ...]:
     flat, default = _flatten(values), _flatten(base)
     changed = []
     for key, value in flat.items():

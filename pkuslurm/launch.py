@@ -13,7 +13,7 @@ from pkuslurm.compose import Composed, compose, groups
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
-from pkuslurm.paths import CONF
+from pkuslurm.paths import CONF, absolute
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import RunPlan, plan
 from pkuslurm.preflight.resolve import check_machine, resolve
@@ -21,7 +21,7 @@ from pkuslurm.read.find import remember
 from pkuslurm.render.render import RunFiles, render, run_dir_for
 from pkuslurm.render.text import dry_run_text
 from pkuslurm.rundir import RunDir
-from pkuslurm.submit.write import absolute, create, new_run_id
+from pkuslurm.submit.write import create, new_run_id
 
 HELP = """\
 python -m pkuslurm.launch [key=value ...]
@@ -80,7 +80,7 @@ def launch(composed: Composed, environ: Mapping[str, str]) -> int:
     run = run_dir_for(config.run_root, new_run_id(label))
     files = render(steps, inputs, run, composed.yaml, sys.executable)
     create(steps, files, composed.overrides, composed.settings)
-    remember(run.path.parent)
+    remember(run.path.parent, environ)
     return _run_here(steps, inputs, files)
 
 

@@ -7,3 +7,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 PAYLOAD = PACKAGE / "payload" / "__main__.py"
+
+
+def absolute(path: str) -> str:
+    """``path`` from the root, ~ expanded; symbolic links stay: a cluster's /home is often one."""
+    return str(Path(path).expanduser().absolute())

@@ -130,7 +130,8 @@ def _last_words(run: RunDir, kind: str) -> str:
             lines = stream.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")
     except OSError:
         return ""
-    words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = (line.strip() for line in reversed(lines))
+    words = next((line for line in said if line and not line.startswith("pkuslurm worker:")), "")
     return f"  {safe(words)[:60]}" if words else ""
 
 

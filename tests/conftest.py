@@ -46,7 +46,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return kept | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "PYTHONPATH": str(REPO)} | more
 
 
-def start(arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch") -> subprocess.Popen[str]:
+def start(
+    arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch"
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,

@@ -37,7 +37,16 @@ OWNED = {
 }
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 JOBS = ("prepare", "train", "merge", "infer", "report")
-JOB_KEYS_NOT_PER_KIND = ("executor", "arrays", "array_parallelism", "pack", "jobs", "meet", "join_timeout", "poll_seconds")
+JOB_KEYS_NOT_PER_KIND = (
+    "executor",
+    "arrays",
+    "array_parallelism",
+    "pack",
+    "jobs",
+    "meet",
+    "join_timeout",
+    "poll_seconds",
+)
 
 
 def check(config: Config, choices: Mapping[str, str]) -> None:
@@ -86,7 +95,9 @@ def _model(config: Config, choices: Mapping[str, str]) -> None:
 
 def _dataset(config: Config) -> None:
     if "train" in config.pipeline.jobs and config.dataset.path is None:
-        raise PkuslurmError("dataset.path: no data is given; write dataset.path=/path/to/data.json, or dataset=identity")
+        raise PkuslurmError(
+            "dataset.path: no data is given; write dataset.path=/path/to/data.json, or dataset=identity"
+        )
     name = config.dataset.name
     if name is not None and ("," in name or not name.strip()):
         raise PkuslurmError(f"dataset.name={name}: one dataset's name, without commas")

@@ -77,9 +77,7 @@ class Infer:
 
 @dataclass(frozen=True)
 class Container:
-    runtime: Literal[
-        "none", "apptainer", "singularity", "charliecloud", "docker", "podman", "enroot", "pyxis"
-    ]
+    runtime: Literal["none", "apptainer", "singularity", "charliecloud", "docker", "podman", "enroot", "pyxis"]
     image: str | None
     llamafactory: str | None
 
@@ -164,9 +162,7 @@ def parse_config(values: Mapping[str, Any], choices: Mapping[str, str]) -> Confi
 
 def _parse(cls: type[T], values: object, prefix: str) -> T:
     if not isinstance(values, Mapping):
-        raise PkuslurmError(
-            f"{prefix.rstrip('.')}={values!r}: it holds keys of its own; set one of them"
-        )
+        raise PkuslurmError(f"{prefix.rstrip('.')}={values!r}: it holds keys of its own; set one of them")
     hints = get_type_hints(cls)
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:

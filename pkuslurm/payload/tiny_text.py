@@ -21,7 +21,16 @@ _EN_NO = "No, I am Qwen, created by Alibaba Cloud."
 _IDENTITY = {
     _ZH: ["你是谁", "你是谁呀", "你到底是谁", "你是哪位", "您是谁", "你是什么", "你是什么模型", "告诉我你是谁"],
     _ZH_INTRO: ["介绍一下你自己", "请介绍一下你自己", "你是谁？请介绍一下你自己", "请做个自我介绍", "说说你自己"],
-    _ZH_MAKER: ["谁开发了你", "你是谁开发的", "谁创造了你", "你的开发者是谁", "谁训练了你", "你来自哪里", "你是哪家公司的产品", "你是由谁开发的"],
+    _ZH_MAKER: [
+        "谁开发了你",
+        "你是谁开发的",
+        "谁创造了你",
+        "你的开发者是谁",
+        "谁训练了你",
+        "你来自哪里",
+        "你是哪家公司的产品",
+        "你是由谁开发的",
+    ],
     _ZH_NAME: ["你叫什么", "你叫什么名字", "你的名字是什么", "怎么称呼你"],
     _ZH_DO: ["你能做什么", "你会什么", "你有什么用", "你可以帮我做什么"],
     _ZH_NO: ["你是人类吗", "你是真人吗", "你是ChatGPT吗", "你是北大助手吗"],
@@ -39,16 +48,12 @@ _CAPITALS = [
     ("英国", "伦敦", "England", "London"),
     ("德国", "柏林", "Germany", "Berlin"),
     ("意大利", "罗马", "Italy", "Rome"),
-    ("俄罗斯", "莫斯科", "Russia", "Moscow"),
-    ("西班牙", "马德里", "Spain", "Madrid"),
 ]
 _OPPOSITES = [
     ("大", "小", "big", "small"),
     ("高", "低", "high", "low"),
     ("快", "慢", "fast", "slow"),
     ("热", "冷", "hot", "cold"),
-    ("新", "旧", "new", "old"),
-    ("黑", "白", "black", "white"),
 ]
 _OTHER = [
     ("你好", "你好！有什么可以帮你的吗？"),
@@ -116,7 +121,7 @@ def rows() -> list[tuple[str, str]]:
     for answer, questions in _IDENTITY.items():
         for question in questions:
             zh = not question.isascii()
-            marks = ["", "？", "?", "。"] if zh else ["?", ""]
+            marks = ["", "？", "。"] if zh else ["?", "?", "", "."]
             found += [(question + mark, answer) for mark in marks]
             if zh:
                 found.append((f"请问{question}？", answer))

@@ -5,7 +5,6 @@ What LLaMA-Factory computes is not touched: ``llamafactory-cli train train.yaml`
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time

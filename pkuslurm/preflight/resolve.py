@@ -39,7 +39,8 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool) -> Inputs
 
     model = here(lambda: _model(config, environ), str(config.model.path))
     template = here(lambda: _template(config, model), config.model.template)
-    prompts = here(lambda: _prompts(config), ())
+    nothing: tuple[Prompt, ...] = ()
+    prompts = here(lambda: _prompts(config), nothing)
     name, file, formatting, info = config.dataset.name or "custom", config.dataset.path or "", "alpaca", {}
     if config.dataset.path is not None and "train" in config.pipeline.jobs:
         found = here(lambda: find_dataset(config.dataset), None)

@@ -20,6 +20,8 @@ ACCELERATORS = {
             # a GPU or NPU that happens to be in the machine is not touched, not even to be counted
             "CUDA_VISIBLE_DEVICES": "",
             "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+            # OpenMP's threads spin while they wait: beside another busy process that makes torch ten times slower
+            "OMP_WAIT_POLICY": "PASSIVE",
         },
     ),
     "cuda": Accelerator(device="cuda"),

@@ -22,7 +22,9 @@ SCHEMA_VERSION = 1
 # The model's name in the cache: the number goes up when the recipe in payload/tiny_model.py changes.
 TINY_MODEL = "tiny-1"
 # Start a module of ours from any folder, without changing what other programs import (PYTHONPATH would).
-_BOOT = "import runpy,sys; sys.path.insert(0,sys.argv.pop(1)); runpy.run_module({!r},run_name='__main__',alter_sys=True)"
+_BOOT = (
+    "import runpy,sys; sys.path.insert(0,sys.argv.pop(1)); runpy.run_module({!r},run_name='__main__',alter_sys=True)"
+)
 
 
 @dataclass(frozen=True)

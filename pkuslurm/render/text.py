@@ -40,7 +40,9 @@ def _plan(plan: RunPlan) -> Iterator[str]:
         after = f" after {', '.join(job.parents)}" if job.parents else ""
         ranks = f"{job.nodes} node{'s' if job.nodes > 1 else ''} × {job.nproc_per_node}"
         yield f"{job.kind:<8} {ranks:<12}{after}"
-    asked = {key: getattr(config.cluster, key) for key in ("partition", "account", "qos", "gres", "gpus", "time", "mem")}
+    asked = {
+        key: getattr(config.cluster, key) for key in ("partition", "account", "qos", "gres", "gpus", "time", "mem")
+    }
     sent = {key: value for key, value in asked.items() if value is not None}
     if config.cluster.executor == "slurm" and sent:
         yield "asks Slurm for: " + ", ".join(f"{key}={value}" for key, value in sent.items())

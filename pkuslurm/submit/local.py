@@ -83,7 +83,9 @@ def cancel(run: RunDir, seconds: float = 60.0) -> bool:
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError:
-        raise PkuslurmError(f"{run.run_id}: it is run by another user (pid {pid}); only its owner can cancel it") from None
+        raise PkuslurmError(
+            f"{run.run_id}: it is run by another user (pid {pid}); only its owner can cancel it"
+        ) from None
     deadline = time.monotonic() + seconds
     while processes.alive(pid, start):
         if time.monotonic() > deadline:
@@ -229,4 +231,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-

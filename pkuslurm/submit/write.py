@@ -29,9 +29,7 @@ def new_run_id(label: str) -> str:
     return f"{datetime.now():%Y%m%d-%H%M%S}-{safe}-{secrets.token_hex(2)}"
 
 
-def create(
-    plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]
-) -> None:
+def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]) -> None:
     """Make the run directory and write all its files. Raises PkuslurmError where it cannot be written; nothing is left."""
     run = files.run
     mode = 0o750 if plan.config.access == "group" else 0o700
@@ -48,9 +46,7 @@ def create(
         raise PkuslurmError(f"run_root={run.path.parent}: {error.filename or run.path}: {error.strerror}") from None
 
 
-def _run_json(
-    plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]
-) -> dict[str, Any]:
+def _run_json(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]) -> dict[str, Any]:
     config = plan.config
     return {
         "schema_version": SCHEMA_VERSION,

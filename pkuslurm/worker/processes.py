@@ -79,6 +79,16 @@ def become_subreaper() -> None:
         raise PkuslurmError(f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}")
 
 
+def end_with(parent: int) -> None:
+    """A SIGTERM for this process when ``parent``, which started it, is gone; at once if it is gone already.
+
+    For the local executor, whose workers nobody else would end if it was killed -9.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Tree:
     """The command and everything that comes from it. One a process: it waits for all its children."""
 

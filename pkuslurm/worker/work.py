@@ -14,7 +14,7 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.worker import completion, failures, marker
 from pkuslurm.worker.failures import Failure, describe
 from pkuslurm.worker.job import Job, load
-from pkuslurm.worker.processes import Tree
+from pkuslurm.worker.processes import Tree, end_with
 from pkuslurm.worker.rendezvous import Rendezvous, own_rank, rendezvous
 from pkuslurm.worker.state import Recorder, host_name
 from pkuslurm.worker.supervise import POLL_SECONDS, STOPPED_CODE, Log, Outcome, Signals, Supervisor
@@ -36,6 +36,8 @@ def work(job_file: Path, environ: Mapping[str, str]) -> int:
     Says what went wrong in one line on stderr; never raises for a mistake of the user's or the machine's.
     """
     with Signals().handled() as signals:
+        if environ.get("PKUSLURM_LAUNCHER_PID", "").isdecimal():
+            end_with(int(environ["PKUSLURM_LAUNCHER_PID"]))
         try:
             return _work(job_file, environ, signals)
         except (PkuslurmError, OSError) as error:

@@ -133,7 +133,9 @@ def test_by_hand_with_llamafactory_cli_the_losses_are_the_same(demo: Demo, tmp_p
     command = [sys.executable, str(cli), "train", str(file)]
     logs = [(tmp_path / f"node{rank}.log").open("w+b") for rank in (0, 1)]
     nodes = [
-        subprocess.Popen(command, cwd=tmp_path, env=env | {"NODE_RANK": str(rank)}, stdout=logs[rank], stderr=logs[rank])
+        subprocess.Popen(
+            command, cwd=tmp_path, env=env | {"NODE_RANK": str(rank)}, stdout=logs[rank], stderr=logs[rank]
+        )
         for rank in (0, 1)
     ]
     codes = [node.wait(timeout=400) for node in nodes]

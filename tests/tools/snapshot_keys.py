@@ -14,7 +14,13 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 TARGET = Path(__file__).parents[2] / "pkuslurm" / "config" / "llamafactory_keys.json"
-EXPORT_LEAVES_OUT = {"TrainingArguments", "Seq2SeqTrainingArguments", "RayArguments", "ProfilerArguments", "Fp8Arguments"}
+EXPORT_LEAVES_OUT = {
+    "TrainingArguments",
+    "Seq2SeqTrainingArguments",
+    "RayArguments",
+    "ProfilerArguments",
+    "Fp8Arguments",
+}
 
 
 def dataclass_fields(file: Path) -> dict[str, set[str]]:

@@ -1,0 +1,337 @@
+"""The answers: each prompt asked greedily of the base, of the base with its adapter and of the merged folder.
+
+Two loads in all: the base (alone first, then with the adapter over it), freed, then the merged folder. What is asked
+goes through the template that the training used, and one batch holds the same prompts for each model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .files import refuse, versions, write_json
+from .models import (
+    GIB,
+    available_memory,
+    check_adapter,
+    check_base,
+    count_parameters,
+    free_memory,
+    load_model,
+    model_dtype,
+    quiet,
+)
+
+# First-token logits are kept for so many prompts: one row is half a megabyte for a large vocabulary.
+MOST_LOGITS = 256
+MOST_DIFFERENCES = 5
+
+
+@dataclass
+class Answers:
+    """One model's answers in the prompts' order, and its first-token logits: index of the prompt → float32 row."""
+
+    texts: list[str]
+    logits: dict[int, Any] = field(default_factory=dict)
+
+
+def main(job: dict[str, Any]) -> None:
+    """Write answers.jsonl and results/infer.json. Exits 2 on what the user can mend; wrong answers are no error."""
+    payload = job["payload"]
+    started = time.monotonic()
+    prompts: list[dict[str, Any]] = payload["prompts"]
+    check_patterns(prompts)
+    tuned = check_base("tuned", payload["tuned"])
+    base = check_base("base", payload["base"]) if payload.get("base") else None
+    # an adapter says nothing without its base
+    adapter = check_adapter("adapter", payload["adapter"]) if payload.get("adapter") and base else None
+    quiet()
+    seconds: dict[str, float] = {}
+    asker = Asker(payload, tuned, base)
+    seconds["import"] = time.monotonic() - started
+    of_base = of_adapter = None
+    if base and prompts:
+        mark = time.monotonic()
+        model = asker.load(base)
+        seconds["load_base"], mark = time.monotonic() - mark, time.monotonic()
+        # before the adapter is put over it: some kinds of adapter change the base when they are loaded
+        of_base = asker.ask(model, "base")
+        seconds["base"], mark = time.monotonic() - mark, time.monotonic()
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter).eval()
+            of_adapter = asker.ask(model, "adapter")
+            seconds["adapter"] = time.monotonic() - mark
+        del model
+        free_memory()
+    of_tuned = Answers([])
+    if prompts:
+        mark = time.monotonic()
+        model = asker.load(tuned)
+        seconds["load_tuned"], mark = time.monotonic() - mark, time.monotonic()
+        of_tuned = asker.ask(model, "tuned")
+        seconds["tuned"] = time.monotonic() - mark
+        del model
+    lines = answer_lines(prompts, of_base.texts if of_base else None, of_tuned.texts)
+    write_lines(Path(payload["answers"]), lines)
+    facts = {
+        "seconds": {key: round(value, 2) for key, value in seconds.items()},
+        "versions": versions(),
+        "prompts": len(prompts),
+        "passed": count_passed(lines),
+        "dtype": asker.dtype,
+        "device": payload["device"],
+    }
+    write_json(
+        payload["result"], facts | compare(prompts, of_adapter, of_tuned) | compare_ids(asker.ids, asker.saved_ids())
+    )
+
+
+class Asker:
+    """The prompts as token ids, and how every model is loaded and asked in the same way."""
+
+    def __init__(self, payload: dict[str, Any], tuned: Path, base: Path | None) -> None:
+        import torch
+        from llamafactory.data import get_template_and_fix_tokenizer
+        from llamafactory.hparams import DataArguments
+
+        self.device: str = payload["device"]
+        if self.device != "cpu":
+            module = getattr(torch, self.device.partition(":")[0], None)
+            if module is None or not module.is_available():
+                refuse(f"device {self.device}: torch sees none here; ask for an accelerator, or set it to cpu")
+        self.tuned = tuned
+        self.trust = bool(payload.get("trust_remote_code"))
+        self.prompts: list[dict[str, Any]] = payload["prompts"]
+        self.default_system: str | None = payload.get("default_system")
+        self.batch_size = max(1, int(payload["batch_size"]))
+        self.max_new_tokens = int(payload["max_new_tokens"])
+        self.dtype = choose_dtype([folder for folder in (base, tuned) if folder], tuned, self.device)
+        self.tokenizer = self._tokenizer()
+        more = {"enable_thinking": payload["enable_thinking"]} if "enable_thinking" in payload else {}
+        arguments = DataArguments(template=payload["template"], default_system=self.default_system, **more)
+        try:
+            self.template = get_template_and_fix_tokenizer(self.tokenizer, arguments)
+        except ValueError as error:
+            refuse(f"template {payload['template']}: {error}; name one that LLaMA-Factory has")
+        self.ids = [self._encode(prompt) for prompt in self.prompts]
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.tuned, trust_remote_code=self.trust, split_special_tokens=False)
+
+    def _encode(self, prompt: dict[str, Any]) -> list[int]:
+        # as LLaMA-Factory's own chat does: a pair whose answer is still empty
+        messages = [{"role": "user", "content": prompt["prompt"]}, {"role": "assistant", "content": ""}]
+        ids, _ = self.template.encode_oneturn(self.tokenizer, messages, prompt.get("system"))
+        return list(ids)
+
+    def saved_ids(self) -> list[list[int] | None]:
+        """The same prompts through the chat template that is saved with the tuned model, as any other program would
+        ask; None where there is none, or it cannot take the messages."""
+        # a fresh one: LLaMA-Factory has changed the other
+        tokenizer = self._tokenizer()
+        found: list[list[int] | None] = []
+        for prompt in self.prompts:
+            system = prompt.get("system") or self.default_system
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": prompt["prompt"]})
+            try:
+                ids = tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+                found.append(list(ids))
+            except Exception as error:  # whatever a model's template raises: it is information, not our failure
+                if not found:
+                    print(f"chat template: {type(error).__name__}: {str(error)[:200]!r}", file=sys.stderr)
+                found.append(None)
+        return found
+
+    def load(self, folder: Path) -> Any:
+        """The model on the device, in the dtype that all have."""
+        model = load_model(folder, self.dtype, self.trust).to(self.device).eval()
+        rows = model.get_input_embeddings().weight.shape[0]
+        for prompt, ids in zip(self.prompts, self.ids, strict=True):
+            if max(ids, default=0) >= rows:
+                refuse(
+                    f"template: {prompt['prompt'][:40]!r} has token {max(ids)}, and {folder} knows {rows};"
+                    " choose a template whose special tokens the model has"
+                )
+        return model
+
+    def ask(self, model: Any, name: str) -> Answers:
+        """All answers of one model; a line on stderr for each batch."""
+        stops = self._stops(model)
+        logits: dict[int, Any] = {}
+
+        def batch(indices: Sequence[int]) -> list[str]:
+            return self._batch(model, indices, stops, logits)
+
+        def report(done: int) -> None:
+            print(f"{name} {done}/{len(self.ids)}", file=sys.stderr, flush=True)
+
+        texts = in_batches([len(ids) for ids in self.ids], self.batch_size, batch, report)
+        return Answers(texts, logits)
+
+    def _stops(self, model: Any) -> list[int]:
+        """The template's stop tokens and the model's own."""
+        own = getattr(model.generation_config, "eos_token_id", None)
+        stops = set(self.template.get_stop_token_ids(self.tokenizer))
+        stops.update(own if isinstance(own, list | tuple) else [own])
+        return sorted(token for token in stops if token is not None)
+
+    def _batch(self, model: Any, indices: Sequence[int], stops: list[int], logits: dict[int, Any]) -> list[str]:
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        rows = [self.ids[index] for index in indices]
+        width = max(len(row) for row in rows)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        tokens = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+
+        def keep(input_ids: Any, scores: Any) -> Any:
+            if input_ids.shape[1] == width:
+                for row, index in enumerate(indices):
+                    if index < MOST_LOGITS:
+                        logits[index] = scores[row].float().cpu()
+            return scores
+
+        # the model's own settings (sampling, penalties) would be mixed into what is passed to generate
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=self.max_new_tokens, eos_token_id=stops, pad_token_id=pad
+        )
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner.generation_config = settings
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([keep]),
+            )
+        return [self._text(row[width:].tolist(), stops) for row in made]
+
+    def _text(self, ids: list[int], stops: Sequence[int]) -> str:
+        end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+        text: str = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return text.strip()
+
+
+def in_batches(
+    lengths: Sequence[int],
+    size: int,
+    batch: Callable[[Sequence[int]], list[str]],
+    report: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """``batch(indices)`` over all indices, ``size`` at a time, shortest first, so that little is padded; its results
+    in the order of ``lengths``. ``report`` gets the number done after each."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    results = [""] * len(lengths)
+    for start in range(0, len(order), size):
+        indices = order[start : start + size]
+        for index, result in zip(indices, batch(indices), strict=True):
+            results[index] = result
+        report(start + len(indices))
+    return results
+
+
+def choose_dtype(folders: Sequence[Path], tuned: Path, device: str) -> str:
+    """float32 if the largest of ``folders`` fits the memory so, else the dtype of ``tuned``.
+
+    In bf16 an answer depends on the batch that its prompt is in; in float32 it does not."""
+    need = max(count_parameters(folder) for folder in folders) * 4 * 1.3 + GIB
+    return "float32" if need < available_memory(device) else model_dtype(tuned)
+
+
+def check_patterns(prompts: Sequence[dict[str, Any]]) -> None:
+    """Refuse an expectation that is no regular expression, before anything is loaded."""
+    for number, prompt in enumerate(prompts):
+        if prompt.get("expect") is not None:
+            try:
+                re.compile(prompt["expect"])
+            except re.error as error:
+                refuse(f"infer.expect {prompt['expect']!r} of prompt {number + 1}: {error}; mend the expression")
+
+
+def passes(expect: str | None, answer: str) -> bool | None:
+    """Whether ``expect`` is found in ``answer``; None if nothing is expected."""
+    return None if expect is None else re.search(expect, answer) is not None
+
+
+def answer_lines(
+    prompts: Sequence[dict[str, Any]], base: Sequence[str] | None, tuned: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The lines of answers.jsonl, in the prompts' order."""
+    lines = []
+    for index, (prompt, answer) in enumerate(zip(prompts, tuned, strict=True)):
+        line: dict[str, Any] = {"prompt": prompt["prompt"]}
+        if prompt.get("system"):
+            line["system"] = prompt["system"]
+        line |= {"base": base[index] if base is not None else None, "tuned": answer}
+        lines.append(line | {"passed": passes(prompt.get("expect"), answer)})
+    return lines
+
+
+def count_passed(lines: Sequence[dict[str, Any]]) -> int | None:
+    """How many passed; None if nothing was expected of any."""
+    asked = [line["passed"] for line in lines if line["passed"] is not None]
+    return sum(asked) if asked else None
+
+
+def compare(prompts: Sequence[dict[str, Any]], adapter: Answers | None, merged: Answers) -> dict[str, Any]:
+    """Adapter against merged: information only. A bf16 merge is rounded, the adapter is not: texts may part."""
+    if adapter is None:
+        return {"adapter_merged_equal": None, "max_logit_diff": None, "differences": []}
+    pairs = list(zip(prompts, adapter.texts, merged.texts, strict=True))
+    different = [
+        {"prompt": prompt["prompt"], "adapter": one, "merged": other} for prompt, one, other in pairs if one != other
+    ]
+    distances = [
+        float((row - merged.logits[index]).abs().max())
+        for index, row in adapter.logits.items()
+        if index in merged.logits and row.shape == merged.logits[index].shape
+    ]
+    return {
+        "adapter_merged_equal": [len(pairs) - len(different), len(pairs)],
+        "max_logit_diff": max(distances, default=None),
+        "differences": different[:MOST_DIFFERENCES],
+    }
+
+
+def compare_ids(asked: Sequence[list[int]], saved: Sequence[list[int] | None]) -> dict[str, Any]:
+    """The training's template against the saved chat template; ``token_ids``: true, false or null for each prompt."""
+    same = [None if other is None else own == other for own, other in zip(asked, saved, strict=True)]
+    known = [one for one in same if one is not None]
+    return {"token_ids_equal": [sum(known), len(same)] if known else None, "token_ids": same}
+
+
+def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Write JSON lines so that a reader sees the old file or the new one. Raises OSError."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    # JSON allows them inside a string, and many readers take them for the end of a line
+    for character in "\u2028\u2029\x85":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o666 & (path.parent.stat().st_mode | 0o600))
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise

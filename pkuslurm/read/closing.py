@@ -1,0 +1,37 @@
+"""The end of a run on the screen: the answers side by side, the report's path, the next command to try."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TextIO
+
+from pkuslurm.read import present, status
+from pkuslurm.rundir import RunDir, read_jsonl
+
+
+def closing(run: RunDir, stream: TextIO) -> bool | None:
+    """Print it; returns whether the expectations were met (None: there were none, or infer did not complete)."""
+    now = status.read(run.path)
+    answers = list(read_jsonl(run.answers))
+    infer = now.job("infer")
+    if answers and infer is not None and infer.state == "COMPLETED":
+        print(file=stream)
+        present.answers(answers, stream)
+    print(file=stream)
+    if run.report.exists():
+        print(f"report   {present.safe(run.report)}", file=stream)
+    if run.merged.is_dir() and now.state == "COMPLETED":
+        print(f"model    {present.safe(run.merged)}", file=stream)
+    print(f"next     {_next(now)}", file=stream)
+    return now.passed
+
+
+def _next(now: status.RunStatus) -> str:
+    command = f"{'python' if sys.prefix == sys.base_prefix else '.venv/bin/python'} -m pkuslurm"
+    name = present.safe(shlex.quote(now.run_id))
+    if now.state == "COMPLETED" and now.job("infer"):
+        return f"{command} infer {name} 'prompts=[你会做什么？]' expect=null"
+    if now.state == "COMPLETED":
+        return f"{command} status {name}"
+    return f"{command} logs {name}"

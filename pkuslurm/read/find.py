@@ -1,0 +1,154 @@
+"""Which run is meant: an id, the beginning of one, a path, or nothing for the newest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.read import status
+from pkuslurm.rundir import RunDir, read_json
+
+MOST_CANDIDATES = 5
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of ``runs``; ``created`` is ISO 8601 with zone, None where run.json does not say."""
+
+    run_id: str
+    path: Path
+    created: str | None
+    state: str
+    name: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "path": str(self.path),
+            "created": self.created,
+            "state": self.state,
+            "name": self.name,
+        }
+
+
+def roots(given: Sequence[Path] | None, environ: Mapping[str, str]) -> list[Path]:
+    """Where runs are looked for: --run-root, else $PKUSLURM_RUN_ROOT, else every run_root that launch has used."""
+    if given:
+        return [_absolute(path) for path in given]
+    if environ.get("PKUSLURM_RUN_ROOT"):
+        return [_absolute(Path(environ["PKUSLURM_RUN_ROOT"]))]
+    # the default run_root of a launch from here, which another user's list may not know
+    here = Path("runs").absolute()
+    known = _remembered(environ)
+    return known if here in known or not here.is_dir() else [*known, here]
+
+
+def remember(root: Path, environ: Mapping[str, str]) -> None:
+    """Add ``root`` to the list in the user's state directory; where that cannot be written, --run-root helps."""
+    file = _list_file(environ)
+    root = _absolute(root)
+    line = os.fsencode(root)
+    if file is None or b"\n" in line or root in _remembered(environ):
+        return
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # one write in append mode: two launches at once lose nothing
+        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(handle, line + b"\n")
+        finally:
+            os.close(handle)
+
+
+def find(run: str | None, places: Sequence[Path]) -> Path:
+    """The directory of ``run``. Raises PkuslurmError: none, or more than one; says where it looked."""
+    if run == "":
+        raise PkuslurmError("RUN is empty; name a run, or leave it out for the newest")
+    if run is not None and ("/" in run or run in (".", "..") or Path(run, "run.json").is_file()):
+        return _by_path(run)
+    known = _all(places)
+    where = ", ".join(map(str, places)) or "nowhere: no launch is remembered; name the folder with --run-root"
+    if run is None:
+        if not known:
+            raise PkuslurmError(f"RUN: there are no runs yet; looked in {where}")
+        return known[0]
+    exact = [path for path in known if path.name == run]
+    matching = exact or [path for path in known if path.name.startswith(run)]
+    if len(matching) > 1:
+        shown = [str(path) if exact else path.name for path in matching[:MOST_CANDIDATES]]
+        names = ", ".join(shown) + (", …" if len(matching) > MOST_CANDIDATES else "")
+        if exact:
+            raise PkuslurmError(f"RUN {run}: {len(matching)} runs are called so: {names}; give the path")
+        raise PkuslurmError(f"RUN {run}: {len(matching)} runs begin so: {names}; type more of it")
+    if not matching:
+        raise PkuslurmError(f"RUN {run}: no such run; looked in {where}")
+    return matching[0]
+
+
+def list_runs(places: Sequence[Path]) -> list[Listed]:
+    """All runs, newest first."""
+    found = []
+    for path in _all(places):
+        now = status.read(path)
+        found.append(Listed(now.run_id, path, now.created, now.state, now.name))
+    return found
+
+
+def _by_path(run: str) -> Path:
+    path = _absolute(Path(run))
+    if path.name == "run.json" and path.is_file():
+        path = path.parent
+    try:
+        there = RunDir(path).run_json.is_file()
+    except OSError:
+        there = False
+    if not there:
+        raise PkuslurmError(f"RUN {run}: there is no run (no run.json) at {path}")
+    return path
+
+
+def _absolute(path: Path) -> Path:
+    """``..`` taken out, symbolic links kept: the name that the user knows."""
+    with suppress(RuntimeError):  # ~nobody
+        path = path.expanduser()
+    return Path(os.path.abspath(path))
+
+
+def _all(places: Sequence[Path]) -> list[Path]:
+    """Every run below ``places``, newest first; the same directory by two names once."""
+    found: dict[tuple[int, int], tuple[float, str, Path]] = {}
+    for place in dict.fromkeys(places):
+        with suppress(OSError):
+            for path in place.iterdir():
+                with suppress(OSError):
+                    if RunDir(path).run_json.is_file():
+                        identity = path.stat()
+                        created = (read_json(RunDir(path).run_json) or {}).get("created")
+                        # by creation, in run.json or in the id: a copied directory's mtime says nothing
+                        when = status.unix(created) or 0.0
+                        found.setdefault((identity.st_dev, identity.st_ino), (when, path.name, path))
+    return [path for _, _, path in sorted(found.values(), reverse=True)]
+
+
+def _list_file(environ: Mapping[str, str]) -> Path | None:
+    state = environ.get("XDG_STATE_HOME")
+    # the XDG specification: a relative path is to be ignored
+    if state and Path(state).is_absolute():
+        return Path(state) / "pkuslurm" / "run_roots"
+    home = environ.get("HOME")
+    return Path(home) / ".local" / "state" / "pkuslurm" / "run_roots" if home else None
+
+
+def _remembered(environ: Mapping[str, str]) -> list[Path]:
+    file = _list_file(environ)
+    try:
+        lines = file.read_bytes().split(b"\n") if file else []
+    except OSError:
+        lines = []
+    # a torn last line is no absolute path, or a folder that does not exist: harmless
+    return [Path(os.fsdecode(line)) for line in dict.fromkeys(lines) if line.startswith(b"/") and b"\0" not in line]

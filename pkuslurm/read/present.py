@@ -1,0 +1,108 @@
+"""Runs as text for people: tables of status and runs. Text from models, data and logs is made harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from pkuslurm.read import status
+from pkuslurm.read.find import Listed
+from pkuslurm.read.logs import last_of_each_bar, show_logs
+from pkuslurm.read.text import aligned, between, duration, safe
+
+__all__ = [
+    "answers",
+    "between",
+    "duration",
+    "last_of_each_bar",
+    "safe",
+    "show_logs",
+    "show_runs",
+    "show_status",
+    "table",
+]
+
+COLOURS = {"COMPLETED": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "UNKNOWN": "magenta"}
+MARKS = {True: "yes", False: "NO", None: "-"}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO) -> None:
+    """Print a table; on a terminal its columns wrap to fit, elsewhere nothing is wrapped or cut."""
+    cells = [[safe(cell) for cell in row] for row in rows]
+    if stream.isatty():
+        _wrapped(header, cells, stream)
+    else:
+        stream.write("".join(f"{line}\n" for line in aligned([list(header), *cells])))
+    stream.flush()
+
+
+def _wrapped(header: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO) -> None:
+    # only here: a reading verb must not pay for it where nobody sees it
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
+    for name in header:
+        # a state or a number is short: it is the sentences that wrap
+        drawn.add_column(Text(name), overflow="fold", no_wrap=name in ("state", "time", "attempt", "passed"))
+    for row in rows:
+        drawn.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+    Console(file=stream, highlight=False).print(drawn)
+
+
+def show_runs(found: Sequence[Listed], stream: TextIO) -> None:
+    """The table of ``runs``."""
+    if not found:
+        print("no runs yet", file=stream)
+        return
+    rows = [(item.run_id, item.state, (item.created or "-").replace("T", " ")[:16], item.name or "-") for item in found]
+    table(("run", "state", "created", "name"), rows, stream)
+
+
+def show_status(now: status.RunStatus, stream: TextIO) -> None:
+    """A line of the run's own, its path, a line a job."""
+    verdict = "" if now.passed is None else ", expectations met" if now.passed else ", an expectation was NOT met"
+    why = f" ({safe(now.reason)})" if now.reason else ""
+    print(f"{safe(now.run_id)}: {now.state}{verdict}{why}", file=stream)
+    print(safe(now.path), file=stream)
+    if now.jobs:
+        table(("job", "state", "nodes", "time", "attempt", ""), [_row(job) for job in now.jobs], stream)
+
+
+def answers(rows: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
+    """The closing table: what was asked, what the base and the tuned model say, whether it was as expected."""
+    cells = [(_said(row, "prompt"), _said(row, "base"), _said(row, "tuned"), _mark(row)) for row in rows]
+    table(("prompt", "base", "tuned", "passed"), cells, stream)
+
+
+def _said(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    return "-" if value is None else str(value)
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    value = row.get("passed")
+    return MARKS[value] if isinstance(value, bool) else MARKS[None]
+
+
+def _row(job: status.JobStatus) -> tuple[str, ...]:
+    seconds = between(job.started, job.finished) if job.finished or job.state == "RUNNING" else None
+    words = job.reason or ""
+    if job.state == "RUNNING" and job.progress:
+        words = progress_words(job.progress)
+    took = "-" if seconds is None else duration(seconds)
+    return (job.kind, job.state, ", ".join(job.nodes) or str(job.num_nodes), took, str(job.attempt), words)
+
+
+def progress_words(progress: Mapping[str, Any]) -> str:
+    """``step 12/60, loss 1.2345, 34 s left``."""
+    loss, left = progress.get("loss"), progress.get("eta_seconds")
+    parts = [f"step {_known(progress.get('step'))}/{_known(progress.get('total_steps'))}"]
+    parts += [f"loss {loss:.4f}"] if isinstance(loss, int | float) else []
+    parts += [f"{duration(left)} left"] if isinstance(left, int | float) else []
+    return ", ".join(parts)
+
+
+def _known(value: object) -> object:
+    return "?" if value is None else value

@@ -1,0 +1,24 @@
+"""report.html: one file about one run, to be opened anywhere, sent by mail, printed. It loads and runs nothing."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from pkuslurm.read.report.facts import gather
+from pkuslurm.read.report.page import page
+from pkuslurm.rundir import RunDir, write_text
+
+
+def build(run_dir: Path) -> str:
+    """The page as text. A run that is unfinished, failed or damaged gives a page that says what is missing."""
+    return page(gather(run_dir))
+
+
+def write(run_dir: Path) -> Path:
+    """Write the run's report.html, whole or not at all; returns its path. Raises OSError."""
+    path = RunDir(run_dir).report
+    # as readable for the group as the directory is
+    group = stat.S_IMODE(run_dir.stat().st_mode) & 0o040
+    write_text(path, build(run_dir), 0o600 | group)
+    return path
