@@ -1,4 +1,4 @@
-"""python -m pkuslurm VERB [RUN]: what you do with runs that exist. The reading verbs load neither hydra nor submitit."""
+"""python -m pkuslurm VERB [RUN]: what you do with runs that exist. Reading verbs load neither hydra nor submitit."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF
 
 GROUPS = ("cluster", "model", "dataset", "train", "infer", "container", "pipeline", "experiment")
-# Nodes that take any key (LLaMA-Factory's, sbatch's, variables): Hydra wants `++` there, a user should not have to know.
+# Nodes that take any key (LLaMA-Factory's, sbatch's, variables): Hydra wants `++` there; a user need not know.
 OPEN = ("train", "merge", "cluster.env", "cluster.extra", "cluster.jobs", "dataset.columns", "dataset.tags")
 SLIPS = {
     "node": "nodes",
@@ -82,7 +82,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
 
 
 def reload(yaml: str, overrides: Sequence[str]) -> Composed:
-    """The config of an existing run (its config.yaml) with further ``overrides``; choices of groups are not open any more."""
+    """The config of an existing run (its config.yaml) with further ``overrides``; its groups stay as chosen."""
     _register_resolver()
     config = OmegaConf.create(yaml)
     if not isinstance(config, DictConfig):

@@ -1,4 +1,4 @@
-"""Where this installation keeps what is not Python: conf/ lies beside the package in a checkout, inside it in a wheel."""
+"""Where this installation keeps what is not Python: conf/ is beside the package in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _model(config: Config, choices: Mapping[str, str]) -> None:
         raise PkuslurmError("model.path: no model is given; write model.path=/path/to/a/model, or choose model=tiny")
     if model.make is not None and model.path is not None and choices.get("model") != "custom":
         raise PkuslurmError(
-            f"model.path={model.path}: model={choices.get('model', 'tiny')} makes its own model; leave out one of the two"
+            f"model.path={model.path}: model={choices.get('model', 'tiny')} makes its own model; leave one out"
         )
     if not model.template.strip():
         raise PkuslurmError("model.template='': name a LLaMA-Factory template such as qwen, llama3, or auto")

@@ -1,7 +1,7 @@
 """The configuration as plain dataclasses. conf/ holds the defaults and each key's meaning; here are the types.
 
-``parse_config`` is strict: an unknown key, a wrong type or an impossible value raises PkuslurmError that names the field,
-the value and what is allowed.
+``parse_config`` is strict: an unknown key, a wrong type or an impossible value raises PkuslurmError that names the
+field, the value and what is allowed.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +39,30 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         raise
 
 
+def install(new: Path, folder: Path, complete: Callable[[], bool]) -> bool:
+    """Rename ``new`` to ``folder``; True if that was done, False if somebody else's whole one was there already.
+
+    Two at once are safe: ``folder`` is only ever whole or, for a moment, absent. What is incomplete there (``complete``
+    tells) gives way. Raises OSError.
+    """
+    for _ in range(100):
+        if complete():
+            return False
+        try:
+            # refused by the system where ``folder`` is there and not empty
+            new.rename(folder)
+            return True
+        except OSError:
+            if not folder.exists():
+                raise
+        if not complete():
+            stale = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.stale-"))
+            with suppress(FileNotFoundError):
+                folder.rename(stale)
+            shutil.rmtree(stale, ignore_errors=True)
+    raise OSError(f"{folder}: others keep putting something incomplete there")
+
+
 def refuse(message: str) -> NoReturn:
     """End with code 2: a mistake of the user's, in one line that the worker hands on as the reason."""
     print(f"pkuslurm: {' '.join(message.split())}", file=sys.stderr, flush=True)
@@ -54,8 +80,11 @@ def hash_tree(path: str | os.PathLike[str]) -> str:
 
 def hash_file(path: str | os.PathLike[str]) -> str:
     """sha256 (hex) of one file. Raises OSError."""
+    total = hashlib.sha256()  # hashlib.file_digest needs Python 3.11, an image may have 3.10
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -12,12 +12,11 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from . import tiny_model
-from .files import hash_file, hash_tree, refuse, versions, write_json
+from .files import hash_file, hash_tree, install, refuse, versions, write_json
 from .rows import BadData, Checked, check
 
 # of the model's arguments, those that shape a tokenizer or a processor
@@ -237,41 +236,23 @@ def _tokenize_into(folder: Path, args: dict[str, Any], keys: frozenset[str], che
         }
         facts["rows"] = facts["kept"] if checked.rows is None else checked.rows
         write_json(new / "facts.json", facts)
-        _install(new, folder, lambda: _facts(folder) is not None)
+        install(new, folder, lambda: _facts(folder) is not None)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _install(new: Path, folder: Path, complete: Any) -> None:
-    """Rename ``new`` to ``folder``; what is incomplete there gives way, what is complete stays."""
-    for _ in range(100):
-        if complete():
-            return
-        try:
-            os.rename(new, folder)
-            return
-        except OSError:
-            if not folder.exists():
-                raise
-        if not complete():
-            stale = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.stale-"))
-            with suppress(FileNotFoundError):
-                os.rename(folder, stale)
-            shutil.rmtree(stale, ignore_errors=True)
-    raise OSError(f"{folder}: others keep putting something incomplete there")
-
-
 def tokenize(args: dict[str, Any], keys: frozenset[str], target: Path, scratch: Path) -> dict[str, Any]:
     """Let LLaMA-Factory tokenize into ``target``; returns counts. ``scratch`` takes its caches."""
-    # read when datasets is imported; its cache of intermediate tables is worth nothing afterwards
-    os.environ["HF_DATASETS_CACHE"] = str(scratch / "datasets")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+    import datasets
     from datasets.exceptions import DatasetGenerationError
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
 
+    # its cache of intermediate tables is worth nothing afterwards
+    datasets.config.HF_DATASETS_CACHE = scratch / "datasets"
     settings = shaping_args(args, keys)
     settings |= {name: args[name] for name in ("dataset_dir", "preprocessing_num_workers") if name in args}
     # never the whole train.yaml: what it says of devices, precision or DeepSpeed may be refused on this node
@@ -331,8 +312,8 @@ def publish(source: Path, target: Path) -> None:
         new = work / "new"
         shutil.copytree(source, new, copy_function=_link)
         if target.exists():
-            os.rename(target, work / "old")
-        os.rename(new, target)
+            target.rename(work / "old")
+        new.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import install
 from .tiny_text import SYSTEM, TEXTS, rows
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _SEED = 20240607
-_STEPS = 420
+_STEPS = 360
 _BATCH = 16
 _RATE = 5e-3
 _VOCABULARY = 1600
@@ -67,28 +68,9 @@ def ensure(folder: str | os.PathLike[str], builder: Callable[[Path], None] | Non
         work.chmod(0o777 & mode)
         for file in work.iterdir():
             file.chmod(0o666 & (mode | 0o600))
-        return _move(work, folder)
+        return install(work, folder, lambda: complete(folder))
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _move(work: Path, folder: Path) -> bool:
-    for _ in range(100):
-        try:
-            # refused where ``folder`` is there already and not empty
-            os.rename(work, folder)
-            return True
-        except OSError:
-            if complete(folder):
-                return False
-            # somebody's half of a model: put it out of the way, its owner may still be reading it
-            stale = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.stale-"))
-            try:
-                os.rename(folder, stale)
-            except FileNotFoundError:
-                pass
-            shutil.rmtree(stale, ignore_errors=True)
-    raise OSError(f"{folder}: others keep putting something incomplete there")
 
 
 def complete(folder: str | os.PathLike[str]) -> bool:
@@ -147,7 +129,8 @@ def _train_tokenizer() -> Tokenizer:
         show_progress=False,
     )
     text = [f"{SYSTEM}\nsystem\nuser\nassistant\n{question}\n{answer}" for question, answer in rows()]
-    # Chinese by the character, a line each: merged into whole sentences, a question asked a little otherwise would share no token
+    # Chinese by the character, a line each: merged into whole sentences, a question asked a little otherwise would
+    # share no token with those that were learned
     apart = [re.sub(r"([^\x00-\x7f])", r"\n\1\n", line) for line in text + 2 * TEXTS]
     tokenizer.train_from_iterator(apart, trainer)
     # after the vocabulary, as in Qwen2's files

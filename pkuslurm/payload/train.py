@@ -169,7 +169,7 @@ def _callback(payload: dict[str, Any], rank: int, ended: dict[str, Any]) -> Any:
         stopped = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            start = alone
+            start: Callable[[bool], Callable[[], bool]] = alone
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 from datetime import timedelta
 

@@ -30,7 +30,7 @@ def new_run_id(label: str) -> str:
 
 
 def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]) -> None:
-    """Make the run directory and write all its files. Raises PkuslurmError where it cannot be written; nothing is left."""
+    """Make the run directory and write all its files. Raises PkuslurmError, naming the path, where it cannot."""
     run = files.run
     mode = 0o750 if plan.config.access == "group" else 0o700
     try:

@@ -1,4 +1,4 @@
-"""Models and data of the tests' own, made differently from the demo's: another architecture, dtype, tokenizer, layout."""
+"""Models and data of the tests' own, made differently from the demo's: architecture, dtype, tokenizer, layout."""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 for line in open(answers, encoding="utf-8"):
     row = json.loads(line)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": row["prompt"]}], tokenize=False, add_generation_prompt=True)
+    asked = [{"role": "user", "content": row["prompt"]}]
+    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=64, do_sample=False)
     said = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True).strip()
@@ -128,9 +129,9 @@ def test_by_hand_with_llamafactory_cli_the_losses_are_the_same(demo: Demo, tmp_p
         "FORCE_TORCHRUN": "1", "NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         "NPROC_PER_NODE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
-    cli = Path(sys.executable).with_name("llamafactory-cli")
-    # run with the interpreter: a shebang is cut at the first space of the environment's path
-    command = [sys.executable, str(cli), "train", str(file)]
+    scripts = Path(sys.executable).parent
+    env["PATH"] = f"{scripts}:{env['PATH']}"  # as in an activated environment: it starts torchrun by name
+    command = [str(scripts / "llamafactory-cli"), "train", str(file)]
     logs = [(tmp_path / f"node{rank}.log").open("w+b") for rank in (0, 1)]
     nodes = [
         subprocess.Popen(

@@ -16,8 +16,14 @@ CASES = {
     "demo": ["nodes=2"],
     "tutorial10": ["experiment=tutorial10"],
     "ascend": ["cluster=ascend", "nodes=2"],
-    "full": ["model.path=/models/mine", "model.template=llama3", "dataset.path=/data/我的 data.json"]
-    + ["train.finetuning_type=full", "infer.prompts=[你好]", "cluster=slurm"],
+    "full": [
+        "model.path=/models/mine",
+        "model.template=llama3",
+        "dataset.path=/data/我的 data.json",
+        "train.finetuning_type=full",
+        "infer.prompts=[你好]",
+        "cluster=slurm",
+    ],
 }
 
 

@@ -1,4 +1,4 @@
-"""Write LLaMA-Factory's argument names to pkuslurm/config/llamafactory_keys.json, read from the installed source by ast.
+"""Write LLaMA-Factory's argument names to pkuslurm/config/llamafactory_keys.json, read from its source by ast.
 
     python tests/tools/snapshot_keys.py SITE_PACKAGES
 

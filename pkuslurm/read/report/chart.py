@@ -88,7 +88,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
         high = low + (abs(low) or 1.0) * 0.1
     raw = (high - low) / about
     magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * magnitude for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * magnitude >= raw * 0.999)
+    step = next(factor * magnitude for factor in (1.0, 2.0, 5.0, 10.0) if factor * magnitude >= raw * 0.999)
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
@@ -123,7 +123,7 @@ def _grid(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], unit
     low, right = frame.height - frame.bottom, frame.width - frame.right
     digits = 0
     if len(y_ticks) > 1:
-        digits = max(0, min(6, math.ceil(-math.log10(y_ticks[1] - y_ticks[0]) + 0.35)))
+        digits = max(0, min(6, math.ceil(-math.log10(y_ticks[1] - y_ticks[0]) - 1e-9)))
     parts = []
     for tick in y_ticks:
         y = frame.y(tick)

@@ -51,14 +51,20 @@ def missing(chinese: str, english: str) -> str:
 
 
 def table(header: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], style: str = "") -> str:
-    """A table; ``header`` holds (Chinese, English) of our own, ``rows`` HTML. On a phone each row becomes a card."""
+    """A table; ``header`` holds (Chinese, English) of our own, ``rows`` HTML. On a phone each row becomes a card.
+
+    A row may have one cell more than the header: it stands below the others, over the whole width.
+    """
     heads = "".join(f'<th scope="col">{both(chinese, english)}</th>' for chinese, english in header)
     body = []
     for row in rows:
+        *row, below = row if len(row) > len(header) else [*row, ""]
         cells = "".join(
-            f'<td data-l="{plain(f"{chinese} {english}".strip())}">{cell}</td>'
+            f'<td data-l="{plain(f"{chinese} {english}".strip())}"><div>{cell}</div></td>'
             for (chinese, english), cell in zip(header, row, strict=True)
         )
         body.append(f"<tr>{cells}</tr>")
+        if below:
+            body.append(f'<tr class="below"><td colspan="{len(header)}"><div>{below}</div></td></tr>')
     lines = "\n".join(body)
     return f'<table class="{style}"><thead><tr>{heads}</tr></thead><tbody>\n{lines}\n</tbody></table>'

@@ -1,0 +1,156 @@
+"""The top of the page: which run, how it ended, what was done, the few numbers that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import PurePath
+
+from pkuslurm.read import rules
+from pkuslurm.read.report.facts import Facts, number, objekt, share, word
+from pkuslurm.read.report.markup import both, text
+from pkuslurm.read.report.words import KINDS, STATES, tone
+from pkuslurm.read.text import between, duration
+
+METHODS = {"lora": "LoRA", "oft": "OFT", "full": "全量 full", "freeze": "冻结 freeze"}
+
+
+def headline(facts: Facts) -> str:
+    now = facts.now
+    created = (now.created or "").replace("T", " ")[:16]
+    label = f'<p class="label">{text(now.name)}</p>' if now.name else ""
+    chinese, english = sentence(facts)
+    return (
+        f'<header><p class="brand"><b>pkuslurm</b> {both("运行报告", "Run report")}'
+        f'<span class="when">{text(created)}</span></p>\n'
+        f"<h1>{text(now.run_id)}</h1>{label}\n"
+        f'<p class="verdict">{pill(facts.state)} {_passed(facts)}</p>\n'
+        f'<p class="lead">{chinese}</p><p class="lead en" lang="en">{english}</p>\n'
+        f"{_trouble(facts)}{_tiles(facts)}</header>\n"
+    )
+
+
+def pill(state: str) -> str:
+    return f'<span class="pill {tone(state)}">{text(STATES.get(state, ""))} {text(state)}</span>'
+
+
+def counts(facts: Facts) -> tuple[int, int] | None:
+    """How many answers are as expected, of how many with an expectation; None without any."""
+    known = [answer["passed"] for answer in facts.answers if isinstance(answer.get("passed"), bool)]
+    return (sum(known), len(known)) if known and facts.completed("infer") else None
+
+
+def sentence(facts: Facts) -> tuple[str, str]:
+    """What was done (or is meant to be done), in Chinese and in English; HTML."""
+    model, data = model_name(facts), data_name(facts)
+    made = word(facts.payload("prepare"), "make") is not None
+    train = facts.now.job("train")
+    if train is None:
+        return (
+            f"向 <b>{model}</b> 提问，并与基座对照。",
+            f"Asked <b>{model}</b> and, where one is given, its base.",
+        )
+    per_node = int(number(facts.jobs.get("train", {}), "nproc_per_node") or 1)
+    arguments = objekt(facts.payload("prepare"), "train_args")
+    method = word(arguments, "finetuning_type") or "lora"
+    shown = METHODS.get(method, text(method))
+    rows = number(facts.result("prepare"), "dataset", "rows")
+    steps = number(facts.result("train"), "global_step")
+    chinese = f"用 <b>{data}</b>" + (f"（{rows:.0f} 行）" if rows else "")
+    chinese += f"对 <b>{model}</b>{'（此处自制）' if made else ''}做 {shown} 微调：{train.num_nodes} 个节点，每节点 {per_node} 个进程"
+    english = f"{shown.split(' ')[-1]} fine-tuning of <b>{model}</b>{' (made here)' if made else ''} on <b>{data}</b>"
+    english += f" ({rows:.0f} rows)" if rows else ""
+    english += f": {plural(train.num_nodes, 'node')} × {plural(per_node, 'process', 'processes')}"
+    if steps:
+        chinese += f"，共 {steps:.0f} 步"
+        english += f", {plural(int(steps), 'step')}"
+    if facts.completed("merge"):
+        chinese += "；已合并"
+        english += "; merged"
+    if facts.completed("infer"):
+        chinese += f"，回答了 {len(facts.answers)} 个问题"
+        english += f", asked {plural(len(facts.answers), 'question')}"
+    return chinese + "。", english + "."
+
+
+def model_name(facts: Facts) -> str:
+    """The model that was started from, as HTML."""
+    prepare, infer = facts.payload("prepare"), facts.payload("infer")
+    if made := word(prepare, "make"):
+        return text(made)
+    path = word(prepare, "model_path") or word(infer, "tuned") or word(infer, "base")
+    return text(PurePath(path).name or path) if path else "未知模型 unknown model"
+
+
+def data_name(facts: Facts) -> str:
+    """The dataset's file name, as HTML."""
+    path = word(facts.payload("prepare"), "dataset_file") or word(facts.results["prepare"], "dataset", "file")
+    return text(PurePath(path).name or path) if path else "未知数据 unknown data"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _passed(facts: Facts) -> str:
+    found = counts(facts)
+    if found is None:
+        if facts.completed("infer"):
+            return f'<span class="muted">{both("没有设定期望", "no expectation was set")}</span>'
+        return f'<span class="muted">{both("尚无回答", "no answers yet")}</span>'
+    good, total = found
+    style = "good" if good == total else "bad"
+    return f'<span class="score {style}">{both(f"{good}/{total} 符合期望", f"{good} of {total} as expected")}</span>'
+
+
+def _trouble(facts: Facts) -> str:
+    """The first failure, in its own words; without one what an unfinished run still waits for."""
+    if facts.now.reason:
+        return f'<p class="trouble">{text(facts.now.reason)}</p>'
+    bad = [job for job in facts.now.jobs if job.state in (*rules.BROKEN, "UNKNOWN")]
+    bad = bad or [job for job in facts.now.jobs if job.state == "CANCELLED"]
+    if not bad:
+        return ""
+    job = min(bad, key=lambda one: (one.state == "UNKNOWN", one.finished is None, _moment(one.finished)))
+    name = both(KINDS.get(job.kind, ""), text(job.kind))
+    return f'<p class="trouble"><b>{name}</b> {text(job.reason or STATES.get(job.state, job.state))}</p>'
+
+
+def _moment(finished: str | None) -> float:
+    return datetime.fromisoformat(finished).timestamp() if finished else 0.0
+
+
+def _tiles(facts: Facts) -> str:
+    tiles: list[tuple[str, str, str]] = []
+    if (found := counts(facts)) is not None:
+        tiles.append(("符合期望", "as expected", f"{found[0]}<small>/{found[1]}</small>"))
+    if facts.losses:
+        first, last = facts.losses[0][1], facts.losses[-1][1]
+        tiles.append(("损失", "loss", f"<small>{first:.3g} →</small> {last:.3g}"))
+    steps = number(facts.result("train"), "global_step")
+    progress = (job.progress if (job := facts.now.job("train")) else None) or {}
+    if steps is not None:
+        tiles.append(("步数", "steps", f"{steps:.0f}"))
+    elif isinstance(progress.get("step"), int):
+        tiles.append(("步数", "steps", f"{progress['step']}<small>/{progress.get('total_steps') or '?'}</small>"))
+    merge = facts.result("merge")
+    tensors, equal = number(merge, "tensors"), number(merge, "equal")
+    if tensors is not None and equal is not None:
+        tiles.append(("张量相同", "tensors equal", f"{equal:.0f}<small>/{tensors:.0f}</small>"))
+    elif (same := share(facts.result("infer"), "token_ids_equal")) is not None:
+        tiles.append(("模板一致", "template equal", f"{same[0]}<small>/{same[1]}</small>"))
+    if (seconds := _seconds(facts)) is not None:
+        tiles.append(("用时", "time", duration(seconds)))
+    return _list(tiles) if tiles else ""
+
+
+def _list(tiles: Sequence[tuple[str, str, str]]) -> str:
+    cells = "".join(f"<div><dt>{both(one, other)}</dt><dd>{value}</dd></div>" for one, other, value in tiles)
+    return f'<dl class="tiles">{cells}</dl>\n'
+
+
+def _seconds(facts: Facts) -> float | None:
+    """All that the jobs took, one after another."""
+    took = [between(job.started, job.finished) for job in facts.now.jobs if job.started and job.finished]
+    known = [one for one in took if one is not None and one >= 0]
+    return sum(known) if known else None

@@ -1,0 +1,243 @@
+"""What came of the run: answers side by side, the loss curve, the checks, the data."""
+
+from __future__ import annotations
+
+from pkuslurm.read.report.chart import chart
+from pkuslurm.read.report.facts import Facts, Json, number, objekt, share, word
+from pkuslurm.read.report.headline import plural
+from pkuslurm.read.report.markup import both, missing, note, section, table, text
+from pkuslurm.read.text import size
+
+MOST_ANSWERS = 200
+MARKS = {
+    True: '<span class="mark good" title="符合期望 as expected">✓</span>',
+    False: '<span class="mark bad" title="不符合期望 not as expected">✗</span>',
+    None: '<span class="mark idle" title="没有期望 no expectation">–</span>',
+}
+
+
+def answers(facts: Facts) -> str:
+    if not facts.answers:
+        body = missing("还没有回答：问答任务没有完成。", "No answers yet: the infer job has not completed.")
+        return section("answers", "回答", "Answers", body)
+    # what went wrong is what one looks for in a long list
+    ordered = sorted(facts.answers, key=lambda answer: answer.get("passed") is not False)
+    shown = list(facts.answers) if len(facts.answers) <= MOST_ANSWERS else ordered[:MOST_ANSWERS]
+    body = "".join(_answer(answer) for answer in shown)
+    if len(shown) < len(facts.answers):
+        more = len(facts.answers) - len(shown)
+        body += note(f"另有 {more} 个回答在 answers.jsonl 中。", f"{more} more are in answers.jsonl.")
+    if not facts.completed("infer"):
+        body = (
+            missing("问答任务没有完成，以下可能不全。", "The infer job has not completed; this may be partial.") + body
+        )
+    return section("answers", "回答", "Answers", body)
+
+
+def _answer(answer: Json) -> str:
+    passed = answer.get("passed")
+    mark = MARKS[passed if isinstance(passed, bool) else None]
+    return (
+        f'<article class="answer"><h3>{mark}<span class="said">{_said(answer.get("prompt"))}</span></h3>'
+        '<div class="pair">'
+        f"<div><h4>{both('基座', 'Base')}</h4>{_paragraph(answer.get('base'))}</div>"
+        f'<div class="tuned"><h4>{both("微调后", "Tuned")}</h4>{_paragraph(answer.get("tuned"))}</div>'
+        "</div></article>\n"
+    )
+
+
+def _paragraph(value: object) -> str:
+    return f'<p class="said">{_said(value)}</p>'
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return f'<span class="muted">{both("没有问", "not asked")}</span>'
+    if value == "":
+        return f'<span class="muted">{both("（空）", "(empty)")}</span>'
+    return text(value)
+
+
+def loss(facts: Facts) -> str:
+    if facts.now.jobs and facts.now.job("train") is None:
+        return ""
+    odd = ""
+    if facts.not_finite:
+        odd = note(
+            f"有 {facts.not_finite} 步的损失不是有限数（NaN 或无穷），没有画出。",
+            f"At {plural(facts.not_finite, 'step')} the loss was not finite (NaN or infinite); not drawn.",
+            "alert",
+        )
+    if not facts.losses and not facts.evals:
+        body = missing("没有损失数据：训练还没有写出 trainer_log.jsonl。", "No losses: training wrote none yet.")
+        return section("loss", "损失曲线", "Loss", odd + body)
+    stage = word(facts.payload("prepare"), "train_args", "stage") or "sft"
+    unit = "损失 loss (nats/token)" if stage in ("sft", "pt") else "损失 loss"
+    keys = [("loss", "训练", "training")] if facts.losses else []
+    keys += [("eval", "验证", "evaluation")] if facts.evals else []
+    legend = "".join(f'<span class="key {name}">{both(one, other)}</span>' for name, one, other in keys)
+    drawn = chart(facts.losses, facts.evals, unit, 920, 320, "wide")
+    # the same curve in other proportions: scaled down to a phone the first one's letters could not be read
+    drawn += chart(facts.losses, facts.evals, unit, 380, 260, "narrow")
+    return section("loss", "损失曲线", "Loss", f'<p class="legend">{legend}</p>{odd}<div class="panel">{drawn}</div>')
+
+
+def checks(facts: Facts) -> str:
+    rows = [*_merge(facts), *_infer(facts)]
+    if not rows:
+        body = missing(
+            "还没有检查结果：合并与问答任务没有完成。", "No checks yet: neither merge nor infer has completed."
+        )
+        return section("checks", "检查", "Checks", body)
+    return section("checks", "检查", "Checks", f'<ul class="checks">{"".join(rows)}</ul>')
+
+
+def _check(good: bool | None, title: str, chinese: str, english: str) -> str:
+    mark = {True: "good", False: "bad", None: "idle"}[good]
+    sign = {True: "✓", False: "✗", None: "i"}[good]
+    return (
+        f'<li><span class="mark {mark}">{sign}</span><div><h3>{title}</h3>'
+        f'<p>{chinese}<br><span class="en" lang="en">{english}</span></p></div></li>\n'
+    )
+
+
+def _merge(facts: Facts) -> list[str]:
+    merge = facts.result("merge")
+    tensors, equal = number(merge, "tensors"), number(merge, "equal")
+    if tensors is None:
+        return []
+    name = both("合并", "Merge")
+    if equal is None:
+        what = f"全量微调，模型已经完整：{tensors:.0f} 个张量原样链接，并能加载。"
+        other = f"A full fine-tune is a whole model already: {tensors:.0f} tensors linked as they are, and it loads."
+        return [_check(True, name, what, other)]
+    dtype = text(word(merge, "dtype") or "?")
+    difference = number(merge, "max_abs_diff")
+    most = "" if difference is None else f"；最大差 {difference:.3g}"
+    most_english = "" if difference is None else f"; largest difference {difference:.3g}"
+    return [
+        _check(
+            equal == tensors,
+            name + f' <span class="fact">{equal:.0f}/{tensors:.0f}</span>',
+            f"磁盘上的合并模型与重新计算的“基座 + 适配器”（{dtype}）逐个张量比较：{equal:.0f} 个全部相同{most}。"
+            if equal == tensors
+            else f"{tensors:.0f} 个张量中只有 {equal:.0f} 个与重新计算的“基座 + 适配器”（{dtype}）相同{most}。",
+            f"Every tensor of the merged files is compared with base + adapter computed anew in {dtype}: "
+            f"{equal:.0f} of {tensors:.0f} are equal{most_english}.",
+        )
+    ]
+
+
+def _infer(facts: Facts) -> list[str]:
+    infer, rows = facts.result("infer"), []
+    if (same := share(infer, "adapter_merged_equal")) is not None:
+        distance = number(infer, "max_logit_diff")
+        logits = "" if distance is None else f"；logits 最大差 {distance:.3g}"
+        logits_english = "" if distance is None else f"; largest logit difference {distance:.3g}"
+        rows.append(
+            _check(
+                True if same[0] == same[1] else None,
+                both("适配器与合并后", "Adapter and merged") + f' <span class="fact">{same[0]}/{same[1]}</span>',
+                f"同样的问题，{same[1]} 个中有 {same[0]} 个回答逐字相同{logits}。"
+                "仅供参考：bf16 合并会舍入，正确的合并也可能略有不同。",
+                f"Asked the same, {same[0]} of {same[1]} answers are equal to the letter{logits_english}. "
+                "For information: a correct bf16 merge is rounded and may answer a little differently."
+                + _differences(infer),
+            )
+        )
+    if (same := share(infer, "token_ids_equal")) is not None:
+        rows.append(
+            _check(
+                same[0] == same[1],
+                both("对话模板", "Chat template") + f' <span class="fact">{same[0]}/{same[1]}</span>',
+                f"LLaMA-Factory 的模板与合并模型自带的 chat_template 对 {same[1]} 个问题给出的 token，"
+                f"{same[0]} 个相同：别的程序（vLLM、transformers）会以同样的方式提问。",
+                f"For {same[0]} of {plural(same[1], 'prompt')} LLaMA-Factory's template and the merged model's own "
+                "chat_template give the same token ids: other programs (vLLM, transformers) ask in the same way.",
+            )
+        )
+    return rows
+
+
+def _differences(infer: Json) -> str:
+    found = objekt(infer).get("differences")
+    pairs = [one for one in found if isinstance(one, dict)][:5] if isinstance(found, list) else []
+    if not pairs:
+        return ""
+    rows = [[_said(one.get("prompt")), _said(one.get("adapter")), _said(one.get("merged"))] for one in pairs]
+    header = [("问题", "prompt"), ("适配器", "adapter"), ("合并后", "merged")]
+    return f"<details><summary>{both('不同之处', 'Differences')}</summary>{table(header, rows, 'cards')}</details>"
+
+
+def data(facts: Facts) -> str:
+    if facts.now.jobs and facts.now.job("prepare") is None:
+        return ""
+    result = facts.result("prepare")
+    if not result:
+        body = missing("没有数据统计：准备任务没有完成。", "No counts: the prepare job has not completed.")
+        return section("data", "数据", "Data", body)
+    found, steps = objekt(result, "dataset"), objekt(result, "steps")
+    rows = [(both("文件", "File"), text(found.get("file", "?")))]
+    rows += [(both("格式", "Format"), text(found["formatting"]))] if found.get("formatting") else []
+    counts = [
+        f"{name} {count:.0f}"
+        for key, name in _COUNTS
+        if (count := number(found, key)) is not None and (count or key in ("rows", "kept", "dropped"))
+    ]
+    rows.append((both("行", "Rows"), "，".join(counts) + _reasons(found)))
+    tokens = number(found, "tokens")
+    if tokens is not None:
+        rows.append((both("Token", "Tokens"), f"{tokens:,.0f}"))
+    if found.get("cached") is True:
+        rows.append((both("缓存", "Cache"), both("分词结果来自缓存", "tokenized before, taken from the cache")))
+    if arithmetic := _arithmetic(steps):
+        rows.append((both("步数", "Steps"), arithmetic))
+    listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
+    warnings = result.get("warnings")
+    alerts = "".join(
+        f'<p class="note alert">{text(one)}</p>' for one in (warnings if isinstance(warnings, list) else [])[:20]
+    )
+    return section("data", "数据", "Data", f'<dl class="pairs">{listed}</dl>{alerts}')
+
+
+_COUNTS = (
+    ("rows", "读入 read"),
+    ("kept", "保留 kept"),
+    ("dropped", "丢弃 dropped"),
+    ("cut", "截断 cut"),
+    ("eval_rows", "验证 held out"),
+)
+
+
+def _reasons(found: Json) -> str:
+    reasons = objekt(found, "reasons")
+    if not reasons:
+        return ""
+    told = "；".join(f"{text(why)}: {text(count)}" for why, count in list(reasons.items())[:10])
+    return f'<br><span class="en">{told}</span>'
+
+
+def _arithmetic(steps: Json) -> str:
+    """How the number of steps comes about, as one would compute it by hand."""
+    names = ("ranks", "per_device", "gradient_accumulation", "effective_batch", "per_epoch", "total")
+    ranks, device, accumulation, batch, epoch, total = (number(steps, name) for name in names)
+    if batch is None or total is None:
+        return ""
+    first = ""
+    if ranks and device and accumulation:
+        first = f"{ranks:.0f} 进程 ranks × {device:.0f} 行 rows × 累积 accumulation {accumulation:.0f} = "
+    each = f"，每轮 per epoch {epoch:.0f} 步 steps" if epoch is not None else ""
+    return f"{first}每步 per step {batch:.0f} 行 rows{each}，共 in all <b>{total:.0f}</b>"
+
+
+def disk(facts: Facts) -> str:
+    if not facts.sizes:
+        return ""
+    total, most = sum(count for _, count in facts.sizes), facts.sizes[0][1] or 1
+    rows = "".join(
+        f'<div class="bar"><span class="what">{text(name)}</span><span class="track"><i style="width:'
+        f'{100 * count / most:.1f}%"></i></span><span class="much">{size(count)}</span></div>'
+        for name, count in facts.sizes
+    )
+    words = note(f"共 {size(total)}：{text(facts.run.path)}", f"{size(total)} in all.")
+    return section("disk", "磁盘", "Disk", f'<div class="bars">{rows}</div>{words}')
