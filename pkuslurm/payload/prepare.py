@@ -251,8 +251,10 @@ def tokenize(args: dict[str, Any], keys: frozenset[str], target: Path, scratch: 
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
 
-    # its cache of intermediate tables is worth nothing afterwards
-    datasets.config.HF_DATASETS_CACHE = scratch / "datasets"
+    # Its cache of intermediate tables is worth nothing afterwards. Relative, because its lock file has the whole path
+    # in its *name*, and a name may have 255 bytes: some 70 Chinese characters.
+    os.chdir(scratch)
+    datasets.config.HF_DATASETS_CACHE = "datasets"
     settings = shaping_args(args, keys)
     settings |= {name: args[name] for name in ("dataset_dir", "preprocessing_num_workers") if name in args}
     # never the whole train.yaml: what it says of devices, precision or DeepSpeed may be refused on this node

@@ -32,13 +32,15 @@ def show_logs(path: Path, stream: TextIO, kind: str | None = None, follow: bool 
     while True:
         # asked before the files are read: what a job wrote before its end is not missed
         now = status.read(path)
+        last = not follow or not _goes_on(now, kind)
         for file in log_files(run, now, kind):
-            printers.setdefault(file, _Printer(file, heading)).more()
-        if not follow or not _goes_on(now, kind):
+            printer = printers.setdefault(file, _Printer(file, heading))
+            printer.more()
+            if last:
+                printer.end()
+        if last:
             break
         time.sleep(POLL_SECONDS)
-    for printer in printers.values():
-        printer.end()
     if not printers:
         raise PkuslurmError(f"logs: {run.run_id} has none yet" + (f" of {kind}" if kind else ""))
 
