@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from pkuslurm.read.report.facts import Point
 from pkuslurm.read.report.markup import plain
@@ -49,14 +50,16 @@ def chart(losses: Sequence[Point], evals: Sequence[Point], unit: str, width: int
     frame = Frame(width, height, x_low, x_high, y_ticks[0], y_ticks[-1])
     x_ticks = [tick for tick in ticks(x_low, x_high, max(3, width // 110)) if x_low <= tick <= x_high]
     parts = [_grid(frame, [tick for tick in x_ticks if tick == int(tick)], y_ticks, unit)]
+    # more than one a pixel would only blacken the drawing
+    most = min(MOST_POINTS, width)
     if losses:
         smooth = smoothed(losses) if len(losses) >= SMOOTHED_FROM else None
-        parts.append(_line(frame, decimated(losses, MOST_POINTS), "raw" if smooth else "loss"))
+        parts.append(_line(frame, decimated(losses, most), "raw" if smooth else "loss"))
         if smooth:
-            parts.append(_line(frame, decimated(smooth, MOST_POINTS), "loss"))
+            parts.append(_line(frame, decimated(smooth, most), "loss"))
         parts.append(_end(frame, losses[-1], "loss"))
     if evals:
-        parts.append(_line(frame, decimated(evals, MOST_POINTS), "eval"))
+        parts.append(_line(frame, decimated(evals, most), "eval"))
         parts += [_dot(frame, point, "eval") for point in (evals if len(evals) <= 60 else evals[-1:])]
         if not losses or abs(frame.y(evals[-1][1]) - frame.y(losses[-1][1])) > 14:
             parts.append(_end(frame, evals[-1], "eval"))
@@ -109,13 +112,14 @@ def decimated(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """An exponential mean over about a twentieth of the curve, as TensorBoard draws it (without a bias to zero)."""
-    keep = 1.0 - 1.0 / max(3.0, len(points) / 20.0)
-    mean, weight, found = 0.0, 0.0, []
-    for step, value in points:
-        mean = mean * keep + value * (1.0 - keep)
-        weight = weight * keep + (1.0 - keep)
-        found.append((step, mean / weight))
+    """The mean of each point and its neighbours, a twentieth of the curve; to both sides, so that nothing lags."""
+    radius = max(1, len(points) // 40)
+    sums = [0.0, *accumulate(value for _, value in points)]
+    found = []
+    for index, (step, _) in enumerate(points):
+        # as many on either side, also near the ends: else the curve would bend there
+        reach = min(radius, index, len(points) - 1 - index)
+        found.append((step, (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)))
     return found
 
 

@@ -1,0 +1,139 @@
+"""The commands as processes: exit codes, what is (not) written, what is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pkuslurm.rundir import RunDir, read_json
+from tests.conftest import REPO, Ended, environment, run
+
+HEAVY = "torch|transformers|llamafactory|matplotlib|pandas|numpy|datasets|peft"
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"), [("pkuslurm.launch", HEAVY), ("pkuslurm.cli", HEAVY + "|hydra|omegaconf|submitit")]
+)
+def test_a_login_node_stays_light(module: str, forbidden: str) -> None:
+    script = f"import sys, {module}; print([m for m in {forbidden.split('|')!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+REFUSED = {
+    "model.path=missing": "model.path=missing: no such folder or downloaded model",
+    "model.path=empty": "no config.json there",
+    "model.path=torn": "is cut short; download that file again",
+    "model.path=pickled": "no *.safetensors there",
+    "dataset.path=missing.json": "dataset.path=missing.json: there is no such file or folder",
+    "dataset.path=empty.json": "the file is empty",
+    "dataset.path=broken.json": "it cannot be read as json",
+    "dataset.path=two": "one data file is wanted there, found a.json, b.json",
+    "dataset.path=data.xlsx": "data comes as .json",
+    "infer.prompts=missing.txt": "missing.txt: it cannot be read",
+    "run_root=/proc/nowhere": "run_root=/proc/nowhere: ",
+    "cluster=ascend": "not yet built; dry_run=true shows the plan",
+    "cluster=slurm model=tiny": "cluster.executor=slurm: not yet built",
+    "from_yaml=a.yaml": "from_yaml: not yet built",
+    "wait=false": "wait=false: a local run works in the foreground",
+    "-m nodes=1,2": "-m: sweeps are not yet built",
+    "cluster.python=/no/such/python": "there is no such program",
+    "nodez=2": "nodez: no such key",
+}
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_refused_in_one_line_and_nothing_is_written(typed: str, weird: Path) -> None:
+    (weird / "empty").mkdir()
+    for name in ("torn", "pickled"):
+        (weird / name).mkdir()
+        (weird / name / "config.json").write_text("{}", encoding="utf-8")
+    (weird / "torn" / "model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{}")
+    (weird / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    (weird / "empty.json").write_text("", encoding="utf-8")
+    (weird / "broken.json").write_text("[{", encoding="utf-8")
+    (weird / "data.xlsx").write_text("x", encoding="utf-8")
+    (weird / "two").mkdir()
+    for name in ("a.json", "b.json"):
+        (weird / "two" / name).write_text("[]", encoding="utf-8")
+    before = sorted(weird.rglob("*"))
+    more = ["infer.prompts=[hi]"] if "dataset.path" in typed else []
+    ended = run([*typed.split(" "), *more], weird, environment(weird))
+    assert ended.code == 2, ended
+    assert REFUSED[typed] in ended.err
+    assert ended.out == "" and ended.err.count("\n") == 1 and ended.err.startswith("pkuslurm: ")
+    assert sorted(weird.rglob("*")) == before
+
+
+def test_no_home_and_a_c_locale(weird: Path) -> None:
+    env = environment(weird, LC_ALL="C", LANG="C")
+    for name in ("HOME", "XDG_STATE_HOME", "PYTHONUTF8"):
+        env.pop(name, None)
+    done = run(["dry_run=true", "name=我的", f"cache_root={weird}/缓存"], weird, env)
+    assert done.code == 0, done.err
+    assert "缓存" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status"], "there are no runs yet; looked in"),
+        (["status", "2026"], "RUN 2026: no such run"),
+        (["status", "./nowhere"], "no run"),
+        (["retry"], "retry: not yet built"),
+        (["serve"], "serve: not yet built"),
+        (["doctor", "--json"], "doctor: not yet built"),
+    ],
+)
+def test_verbs_refuse_in_one_line(arguments: list[str], message: str, weird: Path) -> None:
+    ended = run(arguments, weird, environment(weird), module="pkuslurm")
+    assert ended.code == 2 and message in ended.err, ended
+    assert ended.err.count("\n") == 1
+
+
+def test_help_and_cfg(launch: Callable[..., Ended], weird: Path) -> None:
+    assert "cluster    ascend, local" in launch("--help").out
+    shown = launch("--cfg", "job", "nodes=3")
+    assert shown.code == 0 and "nodes: 3" in shown.out
+    assert run(["--help"], weird, environment(weird), module="pkuslurm").code == 0
+
+
+def test_a_bug_of_ours_is_one_line_and_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pkuslurm import guard
+
+    def broken() -> int:
+        raise RuntimeError("oops")
+
+    assert guard.guarded(broken) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "a bug of ours (RuntimeError: oops)" in err
+    log = Path(err.rsplit("details: ", 1)[1].strip())
+    assert "Traceback" in log.read_text(encoding="utf-8")
+    log.unlink()
+
+
+def test_all_bad_rows_fail_prepare_with_its_reason(launch: Callable[..., Ended], weird: Path) -> None:
+    (weird / "bad.json").write_text(json.dumps([{"instruction": 1, "input": "", "output": None}]), encoding="utf-8")
+    ended = launch("dataset.path=bad.json", "infer.prompts=[hi]", "pipeline=train")
+    assert ended.code == 1
+    state = read_json(RunDir(Path(ended.last)).state("prepare")) or {}
+    assert state["state"] == "FAILED" and "dataset" in state["reason"], state
+    assert state["reason"] in ended.err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_another_users_run_is_read_but_never_executed(weird: Path) -> None:
+    from tests.submit.test_local import OK, make_run
+
+    made = make_run(weird, infer=OK)
+    os.chown(made.path, 12345, 12345)
+    ended = run(["infer", str(made.path)], weird, environment(weird), module="pkuslurm")
+    assert ended.code == 2 and "belongs to another user" in ended.err
