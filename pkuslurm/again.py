@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import status
+from pkuslurm.read import report, status
 from pkuslurm.read.closing import closing
 from pkuslurm.rundir import RunDir, read_json, write_json, write_text
 from pkuslurm.screen import Screen
@@ -44,6 +44,8 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
         os.replace(aside, run.done(kind))  # what was there is whole still: the failed try took nothing away
     with suppress(FileNotFoundError):
         aside.unlink()
+    if code == 0:
+        report.write(run.path)  # it shows the answers and proofs that have just changed
     passed = closing(run, sys.stderr) if kind == "infer" and code == 0 else None
     print(run.path)
     return 1 if code == 0 and passed is False else code

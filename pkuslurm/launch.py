@@ -67,7 +67,7 @@ def launch(composed: Composed, environ: Mapping[str, str]) -> int:
     config = replace(
         composed.config, run_root=absolute(composed.config.run_root), cache_root=absolute(composed.config.cache_root)
     )
-    _refuse_what_is_not_built(config)
+    _refuse_what_is_not_built(config, [item.key for item in composed.settings])
     steps = plan(config)
     inputs = resolve(config, environ, lenient=config.dry_run)
     if config.dry_run:
@@ -112,9 +112,17 @@ def _label(composed: Composed) -> str:
     return f"{model}-{data}" if "train" in config.pipeline.jobs else model
 
 
-def _refuse_what_is_not_built(config: Config) -> None:
+# Accepted by the configuration, not built yet: whoever sets one is told.
+NOT_YET = ("resume.", "serve.", "sweep.", "cluster.meet", "cluster.pack", "container.llamafactory")
+# What only a scheduler can use.
+SCHEDULER = ("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive")
+SCHEDULER += ("time", "gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "array_parallelism")
+
+
+def _refuse_what_is_not_built(config: Config, changed: Sequence[str]) -> None:
     """Said by name, never ignored."""
-    not_yet = {
+    not_yet = {key: not config.dry_run for key in changed if key.startswith(NOT_YET)}
+    not_yet |= {
         "from_yaml": config.from_yaml is not None,
         "sweep.extend": config.sweep.extend is not None,
         "cluster.launcher=prefork": config.cluster.launcher == "prefork",
@@ -130,6 +138,9 @@ def _refuse_what_is_not_built(config: Config) -> None:
         if asked:
             hint = "" if config.dry_run else "; dry_run=true shows the plan and the files"
             raise PkuslurmError(f"{name}: not yet built{hint}")
+    useless = [key for key in changed if key.removeprefix("cluster.").split(".")[0] in SCHEDULER]
+    if config.cluster.executor == "local" and useless:
+        raise PkuslurmError(f"{useless[0]}: cluster=local asks no scheduler; leave it out, or choose another cluster")
     if config.cluster.executor == "local" and config.wait is False:
         raise PkuslurmError("wait=false: a local run works in the foreground; use nohup or tmux to leave it alone")
 

@@ -97,12 +97,12 @@ class RunDir:
         return self.path / "results" / f"{kind}.json"
 
 
-def write_text(path: Path, text: str, mode: int = 0o600) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, also after a crash.
 
-    Raises OSError (its ``filename`` names the path) when the disk is full or read-only; the old file stays.
+    As readable for others as the folder is (0700: 0600; 0750: 0640), whatever the umask. Raises OSError (its
+    ``filename`` names the path) when the disk is full or read-only; the old file stays.
     """
-    # os.makedirs honours umask; runs are private (0700) whatever the user's umask is
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -110,12 +110,17 @@ def write_text(path: Path, text: str, mode: int = 0o600) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+        os.chmod(temporary, file_mode(path.parent))
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def file_mode(folder: Path) -> int:
+    """The mode of a new file in ``folder``: never more than the folder itself allows."""
+    return 0o640 & folder.stat().st_mode | 0o600
 
 
 def write_json(path: Path, value: object) -> None:

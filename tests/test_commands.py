@@ -41,6 +41,8 @@ REFUSED = {
     "cluster=ascend": "not yet built; dry_run=true shows the plan",
     "cluster=slurm model=tiny": "cluster.executor=slurm: not yet built",
     "from_yaml=a.yaml": "from_yaml: not yet built",
+    "resume.max_attempts=3": "resume.max_attempts: not yet built",
+    "cluster.partition=gpu": "cluster.partition: cluster=local asks no scheduler",
     "wait=false": "wait=false: a local run works in the foreground",
     "-m nodes=1,2": "-m: sweeps are not yet built",
     "cluster.python=/no/such/python": "there is no such program",

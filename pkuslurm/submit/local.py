@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.render.render import worker_command
-from pkuslurm.rundir import RunDir, read_json, write_json
+from pkuslurm.rundir import RunDir, file_mode, read_json, write_json
 from pkuslurm.worker import processes
 
 POLL_SECONDS = 0.1
@@ -164,7 +165,9 @@ def _start_worker(run: RunDir, kind: str, job_id: str, rank: int, port: int | No
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, file_mode(Path(path).parent))
+    return descriptor
 
 
 def _follow(workers: Sequence[subprocess.Popen[bytes]], cancel: _Cancel, tick: Callable[[], None]) -> None:

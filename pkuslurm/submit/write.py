@@ -36,9 +36,10 @@ def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: S
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
         run.path.mkdir(mode=mode)  # not exist_ok: two launches never share a directory
-        os.chmod(run.path, mode)  # whatever the umask
         for name in ("jobs", "logs", "state", "done", "results"):
             (run.path / name).mkdir(mode=mode)
+            os.chmod(run.path / name, mode)  # whatever the umask
+        os.chmod(run.path, mode)
         write_json(run.run_json, _run_json(plan, files, overrides, settings))
         for name, text in files.texts.items():
             write_text(run.path / name, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 from pkuslurm.read.report.facts import gather
@@ -18,7 +17,5 @@ def build(run_dir: Path) -> str:
 def write(run_dir: Path) -> Path:
     """Write the run's report.html, whole or not at all; returns its path. Raises OSError."""
     path = RunDir(run_dir).report
-    # as readable for the group as the directory is
-    group = stat.S_IMODE(run_dir.stat().st_mode) & 0o040
-    write_text(path, build(run_dir), 0o600 | group)
+    write_text(path, build(run_dir))
     return path
