@@ -30,7 +30,7 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
         print(f"{run.run_id}: {kind} is complete; --force does it again", file=sys.stderr)
         print(run.path)
         return 0
-    for parent in job["parents"]:
+    for parent in job.get("parents") or ():
         if marker.doubt(run, run.run_id, parent) is not None:
             raise PkuslurmError(f"{run.run_id}: {kind} needs {parent}, which is not complete")
     last = status.last_attempt(run.path, kind)
@@ -64,7 +64,11 @@ def _with(run: RunDir, kind: str, settings: Sequence[str]) -> Mapping[str, Any]:
             raise PkuslurmError(f"{item}: only {kind}.… can be changed here; launch a new run for the rest")
     document = read_json(run.run_json) or {}
     os.chdir(document.get("cwd") or ".")  # relative paths in config.yaml start where the run was launched
-    composed = reload(run.config_yaml.read_text(encoding="utf-8"), full)
+    try:
+        kept = run.config_yaml.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise PkuslurmError(f"{run.config_yaml}: it cannot be read, so other settings cannot be put to it") from None
+    composed = reload(kept, full)
     config = replace(composed.config, cache_root=os.path.abspath(os.path.expanduser(composed.config.cache_root)))
     steps = plan(config)
     files = render(steps, resolve(config, os.environ, lenient=False), run, composed.yaml, sys.executable)

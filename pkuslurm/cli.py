@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from pkuslurm import __version__
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
-from pkuslurm.read import find, present, report, status
+from pkuslurm.read import find, logs, present, report, status
 from pkuslurm.rundir import RunDir
 
 NOT_YET = ("retry", "resume", "serve", "chat", "doctor", "fetch", "prune", "watch", "why")
@@ -34,6 +35,14 @@ def _main(argv: list[str]) -> int:
     roots = [Path(arguments.run_root).absolute()] if arguments.run_root else None
     if arguments.verb == "runs":
         return _runs(roots, arguments.json)
+    if (
+        arguments.verb in ("merge", "infer")
+        and re.match(r"[\w.]+=", arguments.run or "")
+        and not Path(arguments.run).exists()
+    ):
+        # `infer prompts=…` without RUN: the newest run, and a setting
+        arguments.settings.insert(0, arguments.run)
+        arguments.run = None
     run = RunDir(find.find(arguments.run, find.roots(roots, os.environ)))
     verbs = {"status": _status, "logs": _logs, "cancel": _cancel, "report": _report, "merge": _again, "infer": _again}
     return verbs[arguments.verb](run, arguments)
@@ -61,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--run-root", help="look for runs in this folder only")
         if verb != "runs":
             one.add_argument("run", nargs="?", metavar="RUN")
-        if verb in ("runs", "status", "cancel", "report"):
+        if verb in ("runs", "status", "logs", "cancel", "report"):
             one.add_argument("--json", action="store_true", help="one JSON document on stdout")
         if verb == "status":
             one.add_argument("--exit-code", action="store_true", help="1 if a job failed or an expectation was not met")
@@ -94,7 +103,11 @@ def _status(run: RunDir, arguments: argparse.Namespace) -> int:
 
 
 def _logs(run: RunDir, arguments: argparse.Namespace) -> int:
-    present.show_logs(run.path, sys.stdout, kind=arguments.kind, follow=arguments.follow)
+    if arguments.json:
+        files = logs.log_files(run, status.read(run.path), arguments.kind)
+        print(json.dumps({"run_id": run.run_id, "logs": [str(file) for file in files]}, ensure_ascii=False))
+    else:
+        logs.show_logs(run.path, sys.stdout, kind=arguments.kind, follow=arguments.follow)
     return 0
 
 
@@ -122,5 +135,4 @@ def _report(run: RunDir, arguments: argparse.Namespace) -> int:
 def _again(run: RunDir, arguments: argparse.Namespace) -> int:
     from pkuslurm.again import again
 
-    # `infer prompts=…` without RUN: the first word is a setting
     return again(run, arguments.verb, arguments.settings, arguments.force)

@@ -115,8 +115,10 @@ def _label(composed: Composed) -> str:
 # Accepted by the configuration, not built yet: whoever sets one is told.
 NOT_YET = ("resume.", "serve.", "sweep.", "cluster.meet", "cluster.pack", "container.llamafactory")
 # What only a scheduler can use.
-SCHEDULER = ("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive")
-SCHEDULER += ("time", "gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "array_parallelism")
+SCHEDULER = frozenset(
+    "partition account qos reservation constraint nodelist exclude mem exclusive time gres gpus gpus_per_node extra jobs "
+    "arrays array_parallelism".split()
+)
 
 
 def _refuse_what_is_not_built(config: Config, changed: Sequence[str]) -> None:

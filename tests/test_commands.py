@@ -99,6 +99,17 @@ def test_verbs_refuse_in_one_line(arguments: list[str], message: str, weird: Pat
     assert ended.err.count("\n") == 1
 
 
+def test_logs_as_json_and_a_setting_without_run(weird: Path) -> None:
+    from tests.read import fake_run
+
+    made = fake_run.finished(weird).path
+    env = environment(weird, PKUSLURM_RUN_ROOT=str(made.parent))
+    listed = json.loads(run(["logs", "--json"], weird, env, module="pkuslurm").out)
+    assert listed["run_id"] == made.name and all(Path(log).is_file() for log in listed["logs"]) and listed["logs"]
+    asked = run(["infer", "promts=[a]"], weird, env, module="pkuslurm")
+    assert asked.code == 2 and str(made) in asked.err, asked
+
+
 def test_help_and_cfg(launch: Callable[..., Ended], weird: Path) -> None:
     assert "cluster    ascend, local" in launch("--help").out
     shown = launch("--cfg", "job", "nodes=3")

@@ -7,16 +7,13 @@ from typing import Any, TextIO
 
 from pkuslurm.read import status
 from pkuslurm.read.find import Listed
-from pkuslurm.read.logs import last_of_each_bar, show_logs
 from pkuslurm.read.text import aligned, between, duration, safe
 
 __all__ = [
     "answers",
     "between",
     "duration",
-    "last_of_each_bar",
     "safe",
-    "show_logs",
     "show_runs",
     "show_status",
     "table",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import find, present, status
+from pkuslurm.read import find, logs, present, status
 from pkuslurm.read.closing import closing
 from pkuslurm.read.text import aligned, duration, safe, size, width
 from pkuslurm.rundir import write_json, write_text
@@ -131,21 +131,21 @@ def test_logs_begin_with_what_failed(tmp_path: Path) -> None:
     for rank in (0, 1, 10):
         write_text(run.log("train", "local-2", rank), f"of {rank}\n10%\r50%\r100%\nlast{HOSTILE}")
     out = io.StringIO()
-    present.show_logs(run.path, out)
+    logs.show_logs(run.path, out)
     heads = [line[4:-4] for line in out.getvalue().splitlines() if line.startswith("==>")]
     assert heads == [f"train-local-2_{rank}.log" for rank in (1, 0, 10)] + ["prepare-local-1_0.log"]
     assert harmless(out.getvalue()) and "\n100%\n" in out.getvalue() and "50%" not in out.getvalue()
     out = io.StringIO()
-    present.show_logs(run.path, out, kind="prepare")
+    logs.show_logs(run.path, out, kind="prepare")
     assert "end of prepare" in out.getvalue() and "of 10" not in out.getvalue()
 
 
 def test_logs_refuse_in_words(tmp_path: Path) -> None:
     run = make(tmp_path)
     with pytest.raises(PkuslurmError, match="has none yet of train"):
-        present.show_logs(run.path, io.StringIO(), kind="train")
+        logs.show_logs(run.path, io.StringIO(), kind="train")
     with pytest.raises(PkuslurmError, match="kinds of jobs are prepare, train"):
-        present.show_logs(run.path, io.StringIO(), kind="trian")
+        logs.show_logs(run.path, io.StringIO(), kind="trian")
 
 
 def test_logs_follow_to_the_jobs_end(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_logs_follow_to_the_jobs_end(tmp_path: Path) -> None:
     worker = threading.Thread(target=work)
     worker.start()
     out = io.StringIO()
-    present.show_logs(run.path, out, kind="prepare", follow=True)
+    logs.show_logs(run.path, out, kind="prepare", follow=True)
     worker.join()
     assert out.getvalue() == "==> prepare-local-1_0.log <==\nfirst\n你是\nlast\n"
 
