@@ -1,20 +1,25 @@
-"""merge and infer once more, on a run that exists: with the same settings, or with others."""
+"""merge and infer once more, on a run that exists: with the same settings, or with others.
+
+A failed try takes nothing away: what was complete before is complete again afterwards.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import absolute
 from pkuslurm.read import report, status
 from pkuslurm.read.closing import closing
 from pkuslurm.rundir import RunDir, read_json, write_json, write_text
 from pkuslurm.screen import Screen
-from pkuslurm.submit.local import run_jobs
+from pkuslurm.submit.local import check_owner, run_jobs
 from pkuslurm.worker import marker
 
 
@@ -23,8 +28,7 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
     job = read_json(run.job(kind))
     if job is None:
         raise PkuslurmError(f"{run.run_id}: this run has no {kind} job")
-    if run.path.stat().st_uid != os.getuid():
-        raise PkuslurmError(f"{run.run_id}: it belongs to another user; its jobs are not run by you")
+    check_owner(run)
     complete = marker.doubt(run, run.run_id, kind) is None
     if complete and not settings and not force:
         print(f"{run.run_id}: {kind} is complete; --force does it again", file=sys.stderr)
@@ -33,26 +37,64 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
     for parent in job.get("parents") or ():
         if marker.doubt(run, run.run_id, parent) is not None:
             raise PkuslurmError(f"{run.run_id}: {kind} needs {parent}, which is not complete")
-    last = status.last_attempt(run.path, kind)
-    anew = dict(_with(run, kind, settings)) if settings else job
-    write_json(run.job(kind), anew | {"first_attempt": last + 1})
-    aside = run.done(kind).with_name(f".{kind}.before.json")
-    with suppress(FileNotFoundError):
-        os.replace(run.done(kind), aside)
-    code = run_jobs(run, (kind,), Screen(run, (kind,)))
-    if code != 0 and complete and not run.done(kind).exists():
-        os.replace(aside, run.done(kind))  # what was there is whole still: the failed try took nothing away
-    with suppress(FileNotFoundError):
-        aside.unlink()
+    texts = _texts(run, kind, settings) if settings else {}
+    attempt = status.last_attempt(run.path, kind) + 1
+    anew = json.loads(texts.pop(f"jobs/{kind}.json", "null")) or job
+    redo = _Redo(run, kind, texts, dict(anew) | {"first_attempt": attempt})
+    try:
+        code = run_jobs(run, (kind,), Screen(run, (kind,)), begin=redo.begin)
+    finally:
+        redo.end(keep_old=complete)
     if code == 0:
         report.write(run.path)  # it shows the answers and proofs that have just changed
+    elif complete:
+        print(f"{run.run_id}: the earlier {kind} stays as it was", file=sys.stderr)
     passed = closing(run, sys.stderr) if kind == "infer" and code == 0 else None
     print(run.path)
     return 1 if code == 0 and passed is False else code
 
 
-def _with(run: RunDir, kind: str, settings: Sequence[str]) -> Mapping[str, Any]:
-    """The job file for other settings; what belongs to it (config.yaml, merge.yaml) is written too."""
+@dataclass
+class _Redo:
+    """The change of a run's files for another try, made once the run is ours, and taken back where it failed."""
+
+    run: RunDir
+    kind: str
+    texts: dict[str, str]
+    job: dict[str, object]
+    before: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def _aside(self) -> Path:
+        return self.run.done(self.kind).with_name(f".{self.kind}.before.json")
+
+    def begin(self) -> None:
+        if self._aside.exists() and not self.run.done(self.kind).exists():
+            os.replace(self._aside, self.run.done(self.kind))  # a try before this one was killed
+        changed = [self.run.path / name for name in self.texts]
+        for file in (*changed, self.run.job(self.kind), self.run.state(self.kind), self.run.run_json):
+            with suppress(OSError, UnicodeDecodeError):
+                self.before[file] = file.read_text(encoding="utf-8")
+        for name, text in self.texts.items():
+            write_text(self.run.path / name, text)
+        write_json(self.run.job(self.kind), self.job)
+        with suppress(FileNotFoundError):
+            os.replace(self.run.done(self.kind), self._aside)
+
+    def end(self, keep_old: bool) -> None:
+        """``keep_old``: there was a complete result before, which a failed try must leave as it was."""
+        if keep_old and self._aside.exists() and not self.run.done(self.kind).exists():
+            for file, text in self.before.items():
+                write_text(file, text)
+            document = read_json(self.run.run_json) or {}
+            write_json(self.run.run_json, document | {"launcher": None})
+            os.replace(self._aside, self.run.done(self.kind))
+        with suppress(FileNotFoundError):
+            self._aside.unlink()
+
+
+def _texts(run: RunDir, kind: str, settings: Sequence[str]) -> dict[str, str]:
+    """The files that other settings change: the job's, config.yaml, merge.yaml."""
     from pkuslurm.compose import reload
     from pkuslurm.plan.plan import plan
     from pkuslurm.preflight.resolve import resolve
@@ -62,16 +104,16 @@ def _with(run: RunDir, kind: str, settings: Sequence[str]) -> Mapping[str, Any]:
     for item in full:
         if not item.startswith(f"{kind}."):
             raise PkuslurmError(f"{item}: only {kind}.… can be changed here; launch a new run for the rest")
-    document = read_json(run.run_json) or {}
-    os.chdir(document.get("cwd") or ".")  # relative paths in config.yaml start where the run was launched
     try:
         kept = run.config_yaml.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise PkuslurmError(f"{run.config_yaml}: it cannot be read, so other settings cannot be put to it") from None
+    document = read_json(run.run_json) or {}
+    with suppress(OSError, TypeError):
+        os.chdir(document.get("cwd") or ".")  # relative paths in config.yaml start where the run was launched
     composed = reload(kept, full)
-    config = replace(composed.config, cache_root=os.path.abspath(os.path.expanduser(composed.config.cache_root)))
+    config = replace(composed.config, cache_root=absolute(composed.config.cache_root))
     steps = plan(config)
     files = render(steps, resolve(config, os.environ, lenient=False), run, composed.yaml, sys.executable)
-    for name in ("config.yaml", *(["merge.yaml"] if kind == "merge" else [])):
-        write_text(run.path / name, files.texts[name])
-    return files.jobs[kind]
+    names = ["config.yaml", f"jobs/{kind}.json", *(["merge.yaml"] if kind == "merge" else [])]
+    return {name: files.texts[name] for name in names}

@@ -31,7 +31,14 @@ def _main(argv: list[str]) -> int:
         return launch(argv[1:])
     if argv and argv[0] in NOT_YET:
         raise PkuslurmError(f"{argv[0]}: not yet built; there are runs, status, logs, cancel, report, merge, infer")
-    arguments = _parser().parse_args(argv)
+    arguments, rest = _parser().parse_known_args(argv)
+    # argparse takes no further words after an option: `infer RUN --force prompts=[a]`, `logs RUN -f train`
+    if any(word.startswith("-") for word in rest) or (rest and arguments.verb not in ("merge", "infer", "logs")):
+        raise PkuslurmError(f"{arguments.verb} {' '.join(rest)}: not understood; {arguments.verb} --help lists all")
+    if arguments.verb == "logs" and rest:
+        arguments.kind = rest[0]
+    elif rest:
+        arguments.settings += rest
     roots = [Path(arguments.run_root).absolute()] if arguments.run_root else None
     if arguments.verb == "runs":
         return _runs(roots, arguments.json)

@@ -69,7 +69,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
     search = [*config_dirs, *_preset_dirs()]
     with _hydra():
         raw, choices = _hydra_compose(typed, search)
-        chosen = _choose(raw, choices, typed)
+        chosen = _choose(raw, choices)
         if chosen:
             typed += chosen
             raw, choices = _hydra_compose(typed, search)
@@ -168,18 +168,17 @@ def _file_of(group: str, choice: str | None, search: Sequence[Path]) -> Path | N
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _choose(raw: DictConfig, choices: Mapping[str, str], typed: Sequence[str]) -> list[str]:
-    """The groups that were left to us (``auto``), from what else was said."""
-    keys = {item.lstrip("+~").partition("=")[0]: item.partition("=")[2] for item in typed}
+def _choose(raw: DictConfig, choices: Mapping[str, str]) -> list[str]:
+    """The groups that were left to us (``auto``), from what else was said, by presets too."""
     chosen = []
     if choices.get("train") == "auto":
-        kind = keys.get("train.finetuning_type", "lora")
+        kind = raw.train.get("finetuning_type")
         chosen.append(f"train={kind if kind in ('full', 'freeze') else 'lora'}")
     if choices.get("dataset") == "auto":
-        chosen.append("dataset=custom" if "dataset.path" in keys else "dataset=identity")
+        chosen.append("dataset=custom" if raw.dataset.path is not None else "dataset=identity")
     if choices.get("model") == "auto":
         default = "tiny" if raw.cluster.executor == "local" else "qwen2.5-1.5b-instruct"
-        chosen.append("model=custom" if "model.path" in keys else f"model={default}")
+        chosen.append("model=custom" if raw.model.path is not None else f"model={default}")
     return chosen
 
 

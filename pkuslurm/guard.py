@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.read.text import safe
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -16,7 +17,7 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except PkuslurmError as error:
-        print(f"pkuslurm: {error}", file=sys.stderr)
+        print(f"pkuslurm: {safe(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("pkuslurm: interrupted", file=sys.stderr)
@@ -29,5 +30,7 @@ def guarded(command: Callable[[], int]) -> int:
         handle, path = tempfile.mkstemp(prefix="pkuslurm-bug-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             traceback.print_exc(file=file)
-        print(f"pkuslurm: this is a bug of ours ({type(error).__name__}: {error}); details: {path}", file=sys.stderr)
+        print(
+            f"pkuslurm: this is a bug of ours ({type(error).__name__}: {safe(error)}); details: {path}", file=sys.stderr
+        )
         return 1

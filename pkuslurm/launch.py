@@ -18,7 +18,7 @@ from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import RunPlan, plan
 from pkuslurm.preflight.resolve import check_machine, resolve
 from pkuslurm.read.find import remember
-from pkuslurm.render.render import RunFiles, render, run_dir_for
+from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import dry_run_text
 from pkuslurm.rundir import RunDir
 from pkuslurm.submit.write import create, new_run_id
@@ -76,8 +76,7 @@ def launch(composed: Composed, environ: Mapping[str, str]) -> int:
         print(dry_run_text(steps, files, inputs.notes), end="")
         return 0
     check_machine(config, inputs)
-    label = config.name or f"{_label(composed)}"
-    run = run_dir_for(config.run_root, new_run_id(label))
+    run = RunDir(Path(config.run_root) / new_run_id(config.name or _label(composed)))
     files = render(steps, inputs, run, composed.yaml, sys.executable)
     create(steps, files, composed.overrides, composed.settings)
     remember(run.path.parent, environ)
@@ -113,12 +112,15 @@ def _label(composed: Composed) -> str:
 
 
 # Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = ("resume.", "serve.", "sweep.", "cluster.meet", "cluster.pack", "container.llamafactory")
-# What only a scheduler can use.
-SCHEDULER = frozenset(
-    "partition account qos reservation constraint nodelist exclude mem exclusive time gres gpus gpus_per_node extra jobs "
-    "arrays array_parallelism".split()
+NOT_YET = (
+    *("resume.", "serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "cluster.pack", "container."),
+    *("infer.adapter", "here"),
 )
+# What only a scheduler can use.
+SCHEDULER = {
+    *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),
+    *("gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "array_parallelism", "poll_seconds"),
+}
 
 
 def _refuse_what_is_not_built(config: Config, changed: Sequence[str]) -> None:
@@ -140,9 +142,11 @@ def _refuse_what_is_not_built(config: Config, changed: Sequence[str]) -> None:
         if asked:
             hint = "" if config.dry_run else "; dry_run=true shows the plan and the files"
             raise PkuslurmError(f"{name}: not yet built{hint}")
-    useless = [key for key in changed if key.removeprefix("cluster.").split(".")[0] in SCHEDULER]
+    useless = [key for key in changed if key.startswith("cluster.") and key.split(".")[1] in SCHEDULER]
     if config.cluster.executor == "local" and useless:
         raise PkuslurmError(f"{useless[0]}: cluster=local asks no scheduler; leave it out, or choose another cluster")
+    if config.infer.base is not None and config.pipeline.jobs[0] != "infer":
+        raise PkuslurmError("infer.base: only pipeline=infer takes one; the base of a run is the model that it tunes")
     if config.cluster.executor == "local" and config.wait is False:
         raise PkuslurmError("wait=false: a local run works in the foreground; use nohup or tmux to leave it alone")
 

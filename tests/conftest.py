@@ -75,7 +75,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def launch(weird: Path, cache: Path) -> Callable[..., Ended]:
+def launched(weird: Path, cache: Path) -> Callable[..., Ended]:
     """The launch command, in a hostile folder, with the session's cache."""
 
     def launch(*arguments: str, **variables: str) -> Ended:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pkuslurm import launch
 from pkuslurm.rundir import RunDir, read_json
 from tests.conftest import REPO, Ended, environment, run
 
@@ -51,7 +52,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("typed", REFUSED)
-def test_refused_in_one_line_and_nothing_is_written(typed: str, weird: Path) -> None:
+def test_refused_in_one_line_and_nothing_is_written(
+    typed: str, weird: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (weird / "empty").mkdir()
     for name in ("torn", "pickled"):
         (weird / name).mkdir()
@@ -66,8 +69,12 @@ def test_refused_in_one_line_and_nothing_is_written(typed: str, weird: Path) -> 
         (weird / "two" / name).write_text("[]", encoding="utf-8")
     before = sorted(weird.rglob("*"))
     more = ["infer.prompts=[hi]"] if "dataset.path" in typed else []
-    ended = run([*typed.split(" "), *more], weird, environment(weird))
-    assert ended.code == 2, ended
+    monkeypatch.chdir(weird)
+    monkeypatch.setenv("HOME", str(weird))
+    for variable in ("PKUSLURM_RUN_ROOT", "PKUSLURM_CACHE", "WORK_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    assert launch.main([*typed.split(" "), *more]) == 2
+    ended = capsys.readouterr()
     assert REFUSED[typed] in ended.err
     assert ended.out == "" and ended.err.count("\n") == 1 and ended.err.startswith("pkuslurm: ")
     assert sorted(weird.rglob("*")) == before
@@ -110,9 +117,9 @@ def test_logs_as_json_and_a_setting_without_run(weird: Path) -> None:
     assert asked.code == 2 and str(made) in asked.err, asked
 
 
-def test_help_and_cfg(launch: Callable[..., Ended], weird: Path) -> None:
-    assert "cluster    ascend, local" in launch("--help").out
-    shown = launch("--cfg", "job", "nodes=3")
+def test_help_and_cfg(launched: Callable[..., Ended], weird: Path) -> None:
+    assert "cluster    ascend, local" in launched("--help").out
+    shown = launched("--cfg", "job", "nodes=3")
     assert shown.code == 0 and "nodes: 3" in shown.out
     assert run(["--help"], weird, environment(weird), module="pkuslurm").code == 0
 
@@ -133,9 +140,9 @@ def test_a_bug_of_ours_is_one_line_and_a_file(
     log.unlink()
 
 
-def test_all_bad_rows_fail_prepare_with_its_reason(launch: Callable[..., Ended], weird: Path) -> None:
+def test_all_bad_rows_fail_prepare_with_its_reason(launched: Callable[..., Ended], weird: Path) -> None:
     (weird / "bad.json").write_text(json.dumps([{"instruction": 1, "input": "", "output": None}]), encoding="utf-8")
-    ended = launch("dataset.path=bad.json", "infer.prompts=[hi]", "pipeline=train")
+    ended = launched("dataset.path=bad.json", "infer.prompts=[hi]", "pipeline=train")
     assert ended.code == 1
     state = read_json(RunDir(Path(ended.last)).state("prepare")) or {}
     assert state["state"] == "FAILED" and "dataset" in state["reason"], state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -37,6 +38,10 @@ OWNED = {
 }
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 JOBS = ("prepare", "train", "merge", "infer", "report")
+# merge needs a train, infer a merge (or a model that is given), a report answers
+PIPELINES = {JOBS[:count] for count in range(1, len(JOBS) + 1)} | {("infer",), ("infer", "report")}
+# Exports that would make a folder which cannot be proved, or send it away.
+UNPROVABLE = ("export_quantization_bit", "export_quantization_dataset", "export_hub_model_id")
 JOB_KEYS_NOT_PER_KIND = (
     "executor",
     "arrays",
@@ -64,16 +69,19 @@ def check(config: Config, choices: Mapping[str, str]) -> None:
     _llamafactory(config)
     _secrets(config)
     _jobs(config)
-    unknown = [job for job in config.pipeline.jobs if job not in JOBS]
-    if unknown or not config.pipeline.jobs:
-        raise PkuslurmError(f"pipeline.jobs={config.pipeline.jobs}: jobs are {', '.join(JOBS)}")
+    jobs = tuple(config.pipeline.jobs)
+    if jobs not in PIPELINES:
+        raise PkuslurmError(f"pipeline.jobs={list(jobs)}: a beginning of {list(JOBS)}, or [infer, report]")
     if config.name is not None and not config.name.strip():
         raise PkuslurmError("name='': a label needs at least one character, or null")
 
 
-def prompts_file(config: Config) -> str | None:
-    """infer.prompts when it names a file, else None."""
-    return config.infer.prompts if isinstance(config.infer.prompts, str) else None
+def check_pattern(pattern: str) -> None:
+    """Raise PkuslurmError unless ``pattern`` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise PkuslurmError(f"infer.expect={pattern}: not a regular expression ({error})") from None
 
 
 def _at_least(key: str, value: int | None, least: int) -> None:
@@ -107,10 +115,7 @@ def _expectations(config: Config) -> None:
     expect, prompts = config.infer.expect, config.infer.prompts
     patterns = [expect] if isinstance(expect, str) else expect or []
     for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise PkuslurmError(f"infer.expect={pattern}: not a regular expression ({error})") from None
+        check_pattern(pattern)
     if isinstance(expect, list) and isinstance(prompts, list) and len(expect) != len(prompts):
         raise PkuslurmError(
             f"infer.expect: {len(expect)} expectations for {len(prompts)} prompts; give one for all, or one for each"
@@ -130,6 +135,9 @@ def known_keys(command: str) -> frozenset[str]:
 def _llamafactory(config: Config) -> None:
     _keys("train", config.train, known_keys("train"))
     _keys("merge", config.merge, known_keys("export"))
+    for key in UNPROVABLE:
+        if config.merge.get(key) is not None:
+            raise PkuslurmError(f"merge.{key}: not yet built; merge the model, then run llamafactory-cli export on it")
     kind = config.train.get("finetuning_type", "lora")
     if "train" in config.pipeline.jobs and kind not in ("lora", "full", "freeze", "oft"):
         raise PkuslurmError(f"train.finetuning_type={kind}: it must be lora, full, freeze or oft")
@@ -139,7 +147,7 @@ def _llamafactory(config: Config) -> None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise PkuslurmError(f"train.{key}={value}: it must be a number")
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise PkuslurmError(f"train.{key}={value}: it must be more than 0")
 
 
@@ -157,7 +165,7 @@ def _secrets(config: Config) -> None:
     """No secret may reach a file or an argv: every user of a cluster can read those (scontrol, ps)."""
     for node, values in (("cluster.env", config.cluster.env), ("train", config.train), ("merge", config.merge)):
         for key, value in values.items():
-            looks_secret = SECRET.search(key) and isinstance(value, str) and value
+            looks_secret = SECRET.search(key) and value not in (None, "")
             if looks_secret and (node == "cluster.env" or key.endswith(("_token", "_key", "_secret", "_password"))):
                 raise PkuslurmError(
                     f"{node}.{key}: a secret does not belong into a configuration; export {key.upper()} in your shell"

@@ -15,7 +15,6 @@ class JobSpec:
     parents: tuple[str, ...]
     nodes: int
     nproc_per_node: int
-    devices: bool  # whether it computes on an accelerator where there is one
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,6 @@ def plan(config: Config) -> RunPlan:
     before: tuple[str, ...] = ()
     for kind in config.pipeline.jobs:
         nodes, nproc = (config.nodes, config.cluster.nproc_per_node or 1) if kind == "train" else (1, 1)
-        jobs.append(JobSpec(kind, before, nodes, nproc, devices=kind in ("train", "infer", "serve")))
+        jobs.append(JobSpec(kind, before, nodes, nproc))
         before = (kind,)
     return RunPlan(config, tuple(jobs))

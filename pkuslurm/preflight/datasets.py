@@ -33,11 +33,13 @@ def find_dataset(dataset: Dataset) -> Found:
         path, entry = _from_folder(path, dataset.name)
     else:
         entry = {}
+    if not path.is_file():
+        raise PkuslurmError(f"dataset.path={dataset.path}: {path} is not there")
     if path.suffix not in SUFFIXES:
         raise PkuslurmError(f"dataset.path={path}: data comes as {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise PkuslurmError(f"dataset.path={path}: the file is empty")
-    formatting = entry.get("formatting") or dataset.formatting
+    formatting = entry.get("formatting", "auto") if dataset.formatting == "auto" else dataset.formatting
     if formatting == "auto":
         formatting = "sharegpt" if "conversations" in first_row(path) else "alpaca"
     entry = {"file_name": str(path), "formatting": formatting} | {
@@ -56,8 +58,10 @@ def _from_folder(folder: Path, name: str | None) -> tuple[Path, dict[str, Any]]:
     if described.is_file():
         try:
             entries = json.loads(described.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise PkuslurmError(f"dataset.path: {described} is not JSON ({error})") from None
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+            raise PkuslurmError(f"dataset.path: {described} must hold an object of objects, one for each dataset")
         if name is None and len(entries) == 1:
             name = next(iter(entries))
         if name not in entries:

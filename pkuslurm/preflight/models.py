@@ -27,7 +27,7 @@ def find_model(name: str, environ: Mapping[str, str]) -> Path | None:
 
 
 def where_looked(name: str, environ: Mapping[str, str]) -> list[str]:
-    return [str(place) for place in _places(name, environ)]
+    return [str(place) for place in _places(name, environ)] if HUB_ID.fullmatch(name) else []
 
 
 def _places(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
@@ -59,6 +59,13 @@ def check_model(path: Path) -> None:
             f"model.path={path}: no *.safetensors there (weights in .bin are pickles and are not loaded); "
             "download the model again, with its safetensors files"
         )
+    try:
+        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        missing = sorted({str(name) for name in index["weight_map"].values()} - {file.name for file in weights})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        missing = []
+    if missing:
+        raise PkuslurmError(f"model.path={path}: {missing[0]} is missing; download the model again")
     for file in weights:
         if not _whole(file):
             raise PkuslurmError(f"model.path: {file} is cut short; download that file again")

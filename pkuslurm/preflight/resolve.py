@@ -9,11 +9,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pkuslurm.config.checks import check_pattern
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import absolute
 from pkuslurm.plan.inputs import Inputs, Prompt
 from pkuslurm.preflight.datasets import find_dataset
 from pkuslurm.preflight.models import check_model, find_model, guess_template, where_looked
@@ -50,7 +53,7 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool) -> Inputs
             info = {name: {"file_name": str(Path(file).expanduser().absolute()), "formatting": formatting}}
     adapter = here(lambda: _folder("infer.adapter", config.infer.adapter), config.infer.adapter)
     base = here(lambda: _known_model(config.infer.base, environ), config.infer.base)
-    python = config.cluster.python or sys.executable
+    python = _python(config.cluster.python)
     return Inputs(model, template, name, info, file, formatting, prompts, adapter, base, python, tuple(notes))
 
 
@@ -63,19 +66,36 @@ def check_machine(config: Config, inputs: Inputs) -> None:
         )
     if config.cluster.python is not None and shutil.which(config.cluster.python) is None:
         raise PkuslurmError(f"cluster.python={config.cluster.python}: there is no such program")
+    for key, folder in (("run_root", config.run_root), ("cache_root", config.cache_root)):
+        if "," in folder:
+            raise PkuslurmError(f"{key}={folder}: LLaMA-Factory splits paths at commas; give a folder without one")
     need = SMALL_BYTES + _weights(Path(inputs.model_path)) * 2  # the merged model, and as much again while it is made
     for key, folder in (("run_root", config.run_root), ("cache_root", config.cache_root)):
         there = _nearest_existing(Path(folder).expanduser().absolute())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise PkuslurmError(f"{key}={folder}: {there} cannot be written by you; give a folder of your own")
         free = shutil.disk_usage(there).free
-        if free < (need if key == "run_root" else SMALL_BYTES):
-            raise PkuslurmError(f"{key}={folder}: {free / 1e9:.1f} GB are free, {need / 1e9:.1f} GB are needed")
+        wanted = need if key == "run_root" else SMALL_BYTES
+        if free < wanted:
+            raise PkuslurmError(f"{key}={folder}: {free / 1e9:.1f} GB are free, {wanted / 1e9:.1f} GB are needed")
+
+
+def _python(name: str | None) -> str:
+    """Absolute, since jobs start in the run's directory; not resolved: a link leads out of a virtual environment."""
+    if name is None:
+        return sys.executable
+    found = shutil.which(os.path.expanduser(name))
+    return os.path.abspath(found) if found else name
 
 
 def _model(config: Config, environ: Mapping[str, str]) -> str:
     if config.model.make is not None:
-        return str(Path(config.cache_root).expanduser().absolute() / "models" / TINY_MODEL)
+        made = Path(absolute(config.cache_root)) / "models" / TINY_MODEL
+        if "prepare" not in config.pipeline.jobs and not made.is_dir():
+            raise PkuslurmError(
+                f"model.make={config.model.make}: pipeline={config.pipeline.name} makes no model; give model.path"
+            )
+        return str(made)
     found = _known_model(config.model.path, environ, "model.path")
     assert found is not None
     return found
@@ -134,28 +154,42 @@ def _prompts_file(file: Path) -> list[Prompt]:
     """txt: one a line; json, jsonl, csv: objects with prompt and, if wanted, expect and system."""
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PkuslurmError(f"infer.prompts={file}: it cannot be read ({error})") from None
+    try:
         objects: list[Any]
         if file.suffix == ".json":
             objects = json.loads(text)
         elif file.suffix == ".jsonl":
-            objects = [json.loads(line) for line in text.splitlines() if line.strip()]
+            objects = [json.loads(line) for line in text.split("\n") if line.strip()]
         elif file.suffix == ".csv":
-            objects = list(csv.DictReader(text.splitlines()))
+            objects = list(csv.DictReader(StringIO(text, newline="")))
         else:
-            objects = [line.strip() for line in text.splitlines() if line.strip()]
-        rows = [
-            Prompt(item) if isinstance(item, str) else Prompt(item["prompt"], item.get("expect"), item.get("system"))
-            for item in objects
-        ]
-    except OSError as error:
-        raise PkuslurmError(f"infer.prompts={file}: it cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+            objects = [line.strip() for line in text.split("\n") if line.strip()]
+        if not isinstance(objects, list):
+            raise TypeError("a list is wanted")
+        rows = [_prompt(item) for item in objects]
+    except (ValueError, KeyError, TypeError, csv.Error):
         raise PkuslurmError(
             f"infer.prompts={file}: not a file of prompts; txt has one a line, json, jsonl and csv have a field prompt"
         ) from None
+    for row in rows:
+        if row.expect is not None:
+            check_pattern(row.expect)
     if not rows:
         raise PkuslurmError(f"infer.prompts={file}: there is no prompt in it")
     return rows
+
+
+def _prompt(item: object) -> Prompt:
+    if isinstance(item, str):
+        return Prompt(item)
+    if not isinstance(item, dict):
+        raise TypeError("a prompt is a text or an object")
+    values = (item["prompt"], item.get("expect") or None, item.get("system") or None)
+    if not all(isinstance(value, str) for value in values if value is not None) or not values[0]:
+        raise TypeError("prompt, expect and system are texts")
+    return Prompt(*values)
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import TextIO
@@ -28,10 +29,16 @@ def closing(run: RunDir, stream: TextIO) -> bool | None:
 
 
 def _next(now: status.RunStatus) -> str:
-    command = f"{'python' if sys.prefix == sys.base_prefix else '.venv/bin/python'} -m pkuslurm"
+    command = f"{_python()} -m pkuslurm"
     name = present.safe(shlex.quote(now.run_id))
     if now.state == "COMPLETED" and now.job("infer"):
         return f"{command} infer {name} 'prompts=[你会做什么？]' expect=null"
     if now.state == "COMPLETED":
         return f"{command} status {name}"
     return f"{command} logs {name}"
+
+
+def _python() -> str:
+    """This interpreter as one would type it here."""
+    here = os.getcwd() + os.sep
+    return shlex.quote(sys.executable.removeprefix(here))

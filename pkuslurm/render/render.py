@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from pkuslurm.paths import PACKAGE, PAYLOAD
@@ -170,6 +169,8 @@ def _infer(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
         "answers": str(run.answers),
         "device": ACCELERATORS[config.cluster.accelerator].device,
     }
+    if "enable_thinking" in config.train:
+        payload["enable_thinking"] = config.train["enable_thinking"]  # asked in the form in which it was trained
     return payload, {"file": str(run.answers), "lines": len(inputs.prompts)}
 
 
@@ -178,7 +179,3 @@ def _report(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
 
 
 _SETTINGS = {"prepare": _prepare, "train": _train, "merge": _merge, "infer": _infer, "report": _report}
-
-
-def run_dir_for(run_root: str, run_id: str) -> RunDir:
-    return RunDir(Path(run_root) / run_id)

@@ -17,13 +17,13 @@ _TAKEN_FROM = {
     },
     "slurm": {
         "NODE_RANK": "SLURM_PROCID",
-        "MASTER_ADDR": "the first host of SLURM_STEP_NODELIST, as an address that the others reach",
-        "MASTER_PORT": "a free port on that host, chosen when the job starts",
+        "MASTER_ADDR": "the first host of SLURM_STEP_NODELIST",
+        "MASTER_PORT": "MASTER_PORT if set, else 10000 + SLURM_JOB_ID modulo 18000",
     },
     "meet": {
-        "NODE_RANK": "RANK, or the order of arrival",
-        "MASTER_ADDR": "MASTER_ADDR, or what the first to arrive publishes",
-        "MASTER_PORT": "MASTER_PORT, or what the first to arrive publishes",
+        "NODE_RANK": "RANK",
+        "MASTER_ADDR": "MASTER_ADDR",
+        "MASTER_PORT": "MASTER_PORT",
     },
 }
 

@@ -46,15 +46,28 @@ class _Cancel:
     number: int | None = None
 
 
-def run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher) -> int:
-    """Run ``kinds`` in order; 0, 1 (a job failed) or 130 (cancelled). Every job has a final state afterwards."""
+def run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callable[[], None] = lambda: None) -> int:
+    """Run ``kinds`` in order; 0, 1 (a job failed) or 130 (cancelled). Every job has a final state afterwards.
+
+    ``begin`` is called once the run is ours alone. Raises PkuslurmError where somebody else runs it, or where its
+    directory cannot be written.
+    """
+    try:
+        with _signals() as cancel:
+            return _run_jobs(run, kinds, watcher, begin, cancel)
+    except OSError as error:
+        raise PkuslurmError(f"{error.filename or run.path}: {error.strerror or error}") from None
+
+
+def _run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callable[[], None], cancel: _Cancel) -> int:
     document = read_json(run.run_json)
-    if document is None:
+    if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
     _claim(run, document)
+    begin()
     processes.become_subreaper()  # a killed worker's children become ours, and are ended with it
     failed: str | None = None
-    with _signals() as cancel:
+    try:
         for kind in kinds:
             if cancel.number is not None:
                 _final(run, document, kind, "CANCELLED", "the run was cancelled before this job started")
@@ -62,12 +75,13 @@ def run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher) -> int:
                 _final(run, document, kind, "SKIPPED", f"{failed} did not complete")
             else:
                 _run_job(run, document, kind, cancel, watcher)
-            state = read_json(run.state(kind)) or {}
+            state = _state(run, kind)
             watcher.ended(kind, state.get("state", "UNKNOWN"), state.get("reason"))
             if state.get("state") != "COMPLETED":
                 failed = failed or kind
-    document["launcher"] = None
-    write_json(run.run_json, document)
+    finally:
+        document["launcher"] = None
+        write_json(run.run_json, document)
     if cancel.number is not None:
         return 130
     return 0 if failed is None else 1
@@ -75,18 +89,12 @@ def run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher) -> int:
 
 def cancel(run: RunDir, seconds: float = 60.0) -> bool:
     """Ask the process that runs ``run`` to cancel it, and wait until it is gone. False: nobody runs it here."""
-    launcher = (read_json(run.run_json) or {}).get("launcher")
-    if not launcher or launcher.get("host") != socket.gethostname():
+    check_owner(run)  # another user's run.json could name any process of ours
+    running = _launcher(run, read_json(run.run_json) or {})
+    if running is None:
         return False
-    pid, start = launcher["pid"], launcher["pid_start"]
-    if not processes.alive(pid, start):
-        return False
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except PermissionError:
-        raise PkuslurmError(
-            f"{run.run_id}: it is run by another user (pid {pid}); only its owner can cancel it"
-        ) from None
+    pid, start = running
+    os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + seconds
     while processes.alive(pid, start):
         if time.monotonic() > deadline:
@@ -95,15 +103,41 @@ def cancel(run: RunDir, seconds: float = 60.0) -> bool:
     return True
 
 
+def check_owner(run: RunDir) -> None:
+    """Raise PkuslurmError unless the run is this user's: what another's files say is never executed or signalled."""
+    if run.path.stat().st_uid != os.getuid():
+        raise PkuslurmError(f"{run.run_id}: it belongs to another user, who alone can run or cancel its jobs")
+
+
+def _launcher(run: RunDir, document: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Pid and start of the process that runs it here; None: nobody. Raises PkuslurmError if on another host."""
+    known = document.get("launcher")
+    if not isinstance(known, dict):
+        return None
+    if known.get("host") != socket.gethostname():
+        raise PkuslurmError(f"{run.run_id}: it is run on {known.get('host')}; go there to see to it")
+    pid, start = known.get("pid"), known.get("pid_start")
+    alive = isinstance(pid, int) and isinstance(start, int) and processes.alive(pid, start)
+    return (pid, start) if alive and pid and start else None
+
+
 def _claim(run: RunDir, document: dict[str, Any]) -> None:
     """Say in run.json who runs it; refuse where somebody still does."""
-    before = document.get("launcher")
-    if before and before.get("host") == socket.gethostname() and processes.alive(before["pid"], before["pid_start"]):
-        raise PkuslurmError(f"{run.run_id}: it is still running (pid {before['pid']}); wait, or cancel it first")
+    if (running := _launcher(run, document)) is not None:
+        raise PkuslurmError(f"{run.run_id}: it is still running (pid {running[0]}); wait, or cancel it first")
     own = processes.look(os.getpid())
-    assert own is not None
+    if own is None:
+        raise PkuslurmError("/proc cannot be read: without it nothing that a run starts could be found again")
     document["launcher"] = {"host": socket.gethostname(), "pid": own.pid, "pid_start": own.start}
     write_json(run.run_json, document)
+
+
+def _state(run: RunDir, kind: str) -> dict[str, Any]:
+    """The job's state of this attempt; empty where only an earlier attempt has left one."""
+    state = read_json(run.state(kind)) or {}
+    first = (read_json(run.job(kind)) or {}).get("first_attempt", 1)
+    attempt = state.get("attempt")
+    return state if isinstance(attempt, int) and attempt >= first else {}
 
 
 @contextmanager
@@ -135,7 +169,7 @@ def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: _Cancel, 
     watcher.started(kind)
     _follow(workers, cancel, lambda: watcher.tick(kind))
     _end_leftovers()
-    state = read_json(run.state(kind)) or {}
+    state = _state(run, kind)
     if cancel.number is not None and state.get("state") != "COMPLETED":
         _final(run, document, kind, "CANCELLED", "the run was cancelled", keep=state)
     elif state.get("state") not in ("COMPLETED", "FAILED", "CANCELLED", "SKIPPED"):

@@ -1,4 +1,4 @@
-"""The run directory, made: every rendered file written, run.json first of all what others look for."""
+"""The run directory, made: every rendered file written, and run.json, by which the others know it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ SCHEMA_VERSION = 1
 
 def new_run_id(label: str) -> str:
     """YYYYMMDD-HHMMSS-<label>-<4 hex>; the label is made safe for a file name and a job name."""
-    safe = re.sub(r"[^\w.=,+-]+", "-", label).strip("-.")[:60] or "run"
+    safe = re.sub(r"[^\w.=+-]+", "-", label).strip("-.")[:60] or "run"
     return f"{datetime.now():%Y%m%d-%H%M%S}-{safe}-{secrets.token_hex(2)}"
 
 
@@ -36,14 +37,18 @@ def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: S
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
         run.path.mkdir(mode=mode)  # not exist_ok: two launches never share a directory
+    except OSError as error:
+        raise PkuslurmError(f"run_root={run.path.parent}: {error.filename or run.path}: {error.strerror}") from None
+    try:
         for name in ("jobs", "logs", "state", "done", "results"):
             (run.path / name).mkdir(mode=mode)
             os.chmod(run.path / name, mode)  # whatever the umask
         os.chmod(run.path, mode)
-        write_json(run.run_json, _run_json(plan, files, overrides, settings))
         for name, text in files.texts.items():
             write_text(run.path / name, text)
+        write_json(run.run_json, _run_json(plan, files, overrides, settings))  # last: it makes the folder a run
     except OSError as error:
+        shutil.rmtree(run.path, ignore_errors=True)  # half a run is no run
         raise PkuslurmError(f"run_root={run.path.parent}: {error.filename or run.path}: {error.strerror}") from None
 
 

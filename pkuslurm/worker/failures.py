@@ -183,7 +183,7 @@ def refusal(text: str) -> str | None:
 def last_line(text: str) -> str | None:
     """The last line that says something (torchrun ends with rules of = and -)."""
     for line in reversed(text.splitlines()):
-        if line.strip(" \t=-*~\r"):
+        if line.strip(" \t=-*~\r") and not line.startswith("pkuslurm worker:"):
             return line.strip()[:_LONGEST]
     return None
 

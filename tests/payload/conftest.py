@@ -1,4 +1,4 @@
-"""The tiny model, built once for all the tests that need a real one."""
+"""The tiny model, built once a session: where the demo's own run finds it too."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers")
+def tiny_model_dir(cache: Path) -> Path:
     from pkuslurm.payload import tiny_model
+    from pkuslurm.render.render import TINY_MODEL
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    assert tiny_model.ensure(folder)
+    folder = cache / "models" / TINY_MODEL
+    tiny_model.ensure(folder)
     return folder

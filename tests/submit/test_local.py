@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ import pytest
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.submit import local
-from tests.conftest import REPO
+from pkuslurm.worker import processes
+from tests.conftest import REPO, environment
+from tests.conftest import run as command
 
 OK = "import os; open(os.environ['ANSWERS'], 'w').write('{\"prompt\": \"a\"}\\n')"
 SLEEP = "import subprocess, time; subprocess.Popen(['setsid', 'sleep', '977.25']); time.sleep(977.25)"
@@ -63,7 +66,7 @@ def make_run(path: Path, **scripts: str) -> RunDir:
         jobs[kind] = {"job_id": None, "key": job["key"], "first_attempt": 1, "parents": before, "num_nodes": 1}
         before = [kind]
     for folder in ("logs", "state", "done", "results"):
-        (run.path / folder).mkdir(exist_ok=True)
+        (run.path / folder).mkdir(mode=0o700, exist_ok=True)
     write_json(
         run.run_json, {"schema_version": 1, "run_id": run.run_id, "executor": "local", "jobs": jobs, "launcher": None}
     )
@@ -178,6 +181,36 @@ def test_cancel_from_another_shell(weird: Path) -> None:
     assert local.cancel(run) is False
 
 
+def test_a_failed_second_try_takes_nothing_away(weird: Path) -> None:
+    run = make_run(weird, infer=OK)
+    assert end(drive(run, "infer"))[0] == 0
+    before = {path: path.read_bytes() for path in (run.done("infer"), run.state("infer"), run.run_json)}
+    job = read_json(run.job("infer")) or {}
+    write_json(run.job("infer"), job | {"command": [sys.executable, "-c", "raise SystemExit(3)"]})
+    ended = command(["infer", str(run.path), "--force"], weird, environment(weird), module="pkuslurm")
+    assert ended.code == 1 and "the earlier infer stays as it was" in ended.err, ended
+    assert {path: path.read_bytes() for path in before} == before
+    status = json.loads(command(["status", str(run.path), "--json"], weird, environment(weird), module="pkuslurm").out)
+    assert status["state"] == "COMPLETED"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to give a folder away")
+def test_another_users_run_is_not_signalled(weird: Path) -> None:
+    run = make_run(weird, infer=OK)
+    victim = subprocess.Popen(["sleep", "60"])
+    document = read_json(run.run_json) or {}
+    seen = processes.look(victim.pid)
+    assert seen is not None
+    host = socket.gethostname()
+    write_json(run.run_json, document | {"launcher": {"host": host, "pid": victim.pid, "pid_start": seen.start}})
+    os.chown(run.path, 12345, 12345)
+    with pytest.raises(PkuslurmError, match="belongs to another user"):
+        local.cancel(run)
+    assert victim.poll() is None
+    victim.kill()
+    victim.wait()
+
+
 def test_one_run_is_run_by_one(weird: Path) -> None:
     run = make_run(weird, infer=SLEEP)
     process = drive(run, "infer")
@@ -191,8 +224,6 @@ def test_one_run_is_run_by_one(weird: Path) -> None:
 def test_a_reused_pid_is_not_signalled(weird: Path) -> None:
     run = make_run(weird, infer=OK)
     document = json.loads(run.run_json.read_text(encoding="utf-8"))
-    import socket
-
     document["launcher"] = {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": 1}
     write_json(run.run_json, document)
     assert local.cancel(run) is False

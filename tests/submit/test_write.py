@@ -60,7 +60,7 @@ def test_what_is_written_is_what_was_rendered(weird: Path) -> None:
 
 
 def test_run_ids_are_safe_as_names() -> None:
-    assert re.fullmatch(r"\d{8}-\d{6}-lr=1e-5,ds-我的-数据-[0-9a-f]{4}", new_run_id("lr=1e-5,ds:我的 数据/"))
+    assert re.fullmatch(r"\d{8}-\d{6}-lr=1e-5-ds-我的-数据-[0-9a-f]{4}", new_run_id("lr=1e-5,ds:我的 数据/"))
     assert re.fullmatch(r"\d{8}-\d{6}-run-[0-9a-f]{4}", new_run_id("../.."))
 
 
