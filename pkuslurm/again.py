@@ -45,6 +45,8 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
         code = run_jobs(run, (kind,), Screen(run, (kind,)), begin=redo.begin)
     finally:
         redo.end(keep_old=complete)
+    if code == 0 and (kept := redo.keep_answers(attempt - 1)):
+        print(f"the earlier answers are kept in {kept}", file=sys.stderr)
     if code == 0:
         report.write(run.path)  # it shows the answers and proofs that have just changed
     elif complete:
@@ -63,6 +65,7 @@ class _Redo:
     texts: dict[str, str]
     job: dict[str, object]
     before: dict[Path, str] = field(default_factory=dict)
+    answers: str | None = None
 
     @property
     def _aside(self) -> Path:
@@ -75,11 +78,22 @@ class _Redo:
         for file in (*changed, self.run.job(self.kind), self.run.state(self.kind), self.run.run_json):
             with suppress(OSError, UnicodeDecodeError):
                 self.before[file] = file.read_text(encoding="utf-8")
+        if self.kind == "infer":
+            with suppress(OSError, UnicodeDecodeError):
+                self.answers = self.run.answers.read_text(encoding="utf-8")
         for name, text in self.texts.items():
             write_text(self.run.path / name, text)
         write_json(self.run.job(self.kind), self.job)
         with suppress(FileNotFoundError):
             os.replace(self.run.done(self.kind), self._aside)
+
+    def keep_answers(self, attempt: int) -> Path | None:
+        """Answers that this try has replaced by others stay beside them, under the number of their attempt."""
+        if self.answers is None or self.answers == self.run.answers.read_text(encoding="utf-8"):
+            return None
+        kept = self.run.answers.with_name(f"answers.{attempt}.jsonl")
+        write_text(kept, self.answers)
+        return kept
 
     def end(self, keep_old: bool) -> None:
         """``keep_old``: there was a complete result before, which a failed try must leave as it was."""

@@ -14,7 +14,7 @@ from pkuslurm import __version__
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
 from pkuslurm.read import find, logs, present, report, status
-from pkuslurm.rundir import RunDir
+from pkuslurm.rundir import KINDS, RunDir
 
 NOT_YET = ("retry", "resume", "serve", "chat", "doctor", "fetch", "prune", "watch", "why")
 
@@ -35,6 +35,8 @@ def _main(argv: list[str]) -> int:
     # argparse takes no further words after an option: `infer RUN --force prompts=[a]`, `logs RUN -f train`
     if any(word.startswith("-") for word in rest) or (rest and arguments.verb not in ("merge", "infer", "logs")):
         raise PkuslurmError(f"{arguments.verb} {' '.join(rest)}: not understood; {arguments.verb} --help lists all")
+    if arguments.verb == "logs" and arguments.run in KINDS and arguments.kind is None:
+        arguments.run, arguments.kind = None, arguments.run  # `logs train`: of the newest run
     if arguments.verb == "logs" and rest:
         arguments.kind = rest[0]
     elif rest:

@@ -27,6 +27,8 @@ from pkuslurm.paths import CONF
 GROUPS = ("cluster", "model", "dataset", "train", "infer", "container", "pipeline", "experiment")
 # Nodes that take any key (LLaMA-Factory's, sbatch's, variables): Hydra wants `++` there; a user need not know.
 OPEN = ("train", "merge", "cluster.env", "cluster.extra", "cluster.jobs", "dataset.columns", "dataset.tags")
+# What these set is a default, too, where the model or the data is not the demo's.
+DEFAULT_CHOICES = ("cluster=local", "train=lora", "infer=default", "container=none", "pipeline=full")
 SLIPS = {
     "node": "nodes",
     "nnodes": "nodes",
@@ -317,6 +319,8 @@ def _settings(values: Mapping[str, Any], base: Mapping[str, Any], origins: Mappi
             parts = key.split(".")
             names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
             origin = next((origins[name] for name in names if name in origins), None)
-            if origin is not None:  # else it is config.yaml's own value, which the default model has changed
+            if (
+                origin is not None and origin not in DEFAULT_CHOICES
+            ):  # else it is config.yaml's own value, which the default model has changed
                 changed.append(Setting(key, value, default.get(key), origin))
     return tuple(changed)

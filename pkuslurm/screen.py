@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # Without a terminal (a log file, CI) a line as often as this is enough.
 PLAIN_SECONDS = 10.0
+_HOW_FAR = re.compile(r"[a-z]+ \d+/\d+")
 WHAT = {
     "prepare": "make the model if asked, check and tokenize the data",
     "train": "fine-tune with LLaMA-Factory",
@@ -131,8 +133,8 @@ def _last_words(run: RunDir, kind: str) -> str:
     except OSError:
         return ""
     said = (line.strip() for line in reversed(lines))
-    words = next((line for line in said if line and not line.startswith("pkuslurm worker:")), "")
-    return f"  {safe(words)[:60]}" if words else ""
+    words = next((line for line in said if line), "")
+    return f", {words}" if _HOW_FAR.fullmatch(words) else ""
 
 
 def _fact(kind: str, result: Mapping[str, Any]) -> str:
@@ -148,7 +150,8 @@ def _fact(kind: str, result: Mapping[str, Any]) -> str:
         facts.append(f"{result['global_step']} steps")
         facts += [f"mean loss {loss:.4f}"] if isinstance(loss, float) else []
     elif kind == "merge" and "tensors" in result:
-        facts.append(f"{result.get('equal')} of {result['tensors']} tensors proved")
+        whole = result.get("equal") is None  # a full fine-tune: nothing to merge
+        facts.append("a whole model already" if whole else f"{result['equal']} of {result['tensors']} tensors proved")
     elif kind == "infer" and "prompts" in result:
         passed = result.get("passed")
         facts.append(f"{result['prompts']} questions" + (f", {passed} passed" if passed is not None else ""))

@@ -97,8 +97,12 @@ def _model(config: Config, choices: Mapping[str, str]) -> None:
         raise PkuslurmError(
             f"model.path={model.path}: model={choices.get('model', 'tiny')} makes its own model; leave one out"
         )
-    if not model.template.strip():
-        raise PkuslurmError("model.template='': name a LLaMA-Factory template such as qwen, llama3, or auto")
+    templates = known_keys("templates")
+    if model.template != "auto" and model.template not in templates:
+        near = difflib.get_close_matches(model.template, sorted(templates), 3, 0.5) or ["qwen", "llama3", "default"]
+        raise PkuslurmError(
+            f"model.template={model.template}: LLaMA-Factory has no such template; did you mean {', '.join(near)}?"
+        )
 
 
 def _dataset(config: Config) -> None:
@@ -126,7 +130,7 @@ def _expectations(config: Config) -> None:
 
 @cache
 def known_keys(command: str) -> frozenset[str]:
-    """LLaMA-Factory's argument names, of every version we know. ``command`` is ``train`` or ``export``."""
+    """LLaMA-Factory's names, of every version we know: arguments of ``train`` or ``export``, or ``templates``."""
     file = Path(__file__).with_name("llamafactory_keys.json")
     versions = json.loads(file.read_text(encoding="utf-8"))
     return frozenset(key for version in versions.values() for key in version[command])

@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
@@ -67,6 +68,14 @@ def refuse(message: str) -> NoReturn:
     """End with code 2: a mistake of the user's, in one line that the worker hands on as the reason."""
     print(f"pkuslurm: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(2)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed builders of ``folder`` left beside it; six hours old, so that no living one loses its work."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 6 * 3600:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def hash_tree(path: str | os.PathLike[str]) -> str:

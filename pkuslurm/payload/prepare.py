@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tiny_model
-from .files import hash_file, hash_tree, install, refuse, versions, write_json
+from .files import hash_file, hash_tree, install, refuse, sweep, versions, write_json
 from .rows import BadData, Checked, check
 
 # of the model's arguments, those that shape a tokenizer or a processor
@@ -224,6 +224,7 @@ def _facts(folder: Path) -> dict[str, Any] | None:
 def _tokenize_into(folder: Path, args: dict[str, Any], keys: frozenset[str], checked: Checked) -> None:
     """Make the cached ``folder``; two at once are safe, the first to rename wins."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         new = work / "new"

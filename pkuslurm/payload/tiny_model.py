@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import install
+from .files import install, sweep
 from .tiny_text import SYSTEM, TEXTS, rows
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def ensure(folder: str | os.PathLike[str], builder: Callable[[Path], None] | Non
     if complete(folder):
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         (builder or build)(work)

@@ -45,6 +45,11 @@ def find_dataset(dataset: Dataset) -> Found:
     entry = {"file_name": str(path), "formatting": formatting} | {
         key: value for key, value in entry.items() if key not in ("file_name", "formatting")
     }
+    row = first_row(path) if formatting == "alpaca" and "columns" not in entry and not dataset.columns else {}
+    if row and "input" not in row and {"instruction", "output"} <= set(row):
+        # LLaMA-Factory looks the column up in every row; a block of columns leaves unnamed ones out
+        more = {name: name for name in ("system", "history") if name in row}
+        entry["columns"] = {"prompt": "instruction", "response": "output", **more}
     if dataset.columns:
         entry["columns"] = dict(dataset.columns)
     if dataset.tags:

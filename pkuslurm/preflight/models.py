@@ -27,7 +27,7 @@ def find_model(name: str, environ: Mapping[str, str]) -> Path | None:
 
 
 def where_looked(name: str, environ: Mapping[str, str]) -> list[str]:
-    return [str(place) for place in _places(name, environ)] if HUB_ID.fullmatch(name) else []
+    return list(dict.fromkeys(str(place) for place in _places(name, environ))) if HUB_ID.fullmatch(name) else []
 
 
 def _places(name: str, environ: Mapping[str, str]) -> Iterator[Path]:

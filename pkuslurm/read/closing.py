@@ -24,6 +24,8 @@ def closing(run: RunDir, stream: TextIO) -> bool | None:
         print(f"report   {present.safe(run.report)}", file=stream)
     if run.merged.is_dir() and now.state == "COMPLETED":
         print(f"model    {present.safe(run.merged)}", file=stream)
+    if now.passed is False:
+        print("passed   NO: not every answer is as infer.expect wants it (exit code 1)", file=stream)
     print(f"next     {_next(now)}", file=stream)
     return now.passed
 

@@ -20,6 +20,8 @@ __all__ = [
 ]
 
 COLOURS = {"COMPLETED": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "UNKNOWN": "magenta"}
+# characters; longer answers are told one below the other
+LONG = 80
 MARKS = {True: "yes", False: "NO", None: "-"}
 
 
@@ -69,8 +71,17 @@ def show_status(now: status.RunStatus, stream: TextIO) -> None:
 
 def answers(rows: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
     """The closing table: what was asked, what the base and the tuned model say, whether it was as expected."""
+    names = ("prompt", "base", "tuned", "passed")
     cells = [(_said(row, "prompt"), _said(row, "base"), _said(row, "tuned"), _mark(row)) for row in rows]
-    table(("prompt", "base", "tuned", "passed"), cells, stream)
+    if not stream.isatty() and any(len(cell) > LONG for row in cells for cell in row):
+        # nothing is wrapped or cut there, and columns as wide as a page cannot be read
+        stream.write(
+            "\n".join(
+                "".join(f"{name:<7} {safe(cell)}\n" for name, cell in zip(names, row, strict=True)) for row in cells
+            )
+        )
+        return
+    table(names, cells, stream)
 
 
 def _said(row: Mapping[str, Any], name: str) -> str:

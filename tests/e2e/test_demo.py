@@ -129,9 +129,11 @@ def test_by_hand_with_llamafactory_cli_the_losses_are_the_same(demo: Demo, tmp_p
         "FORCE_TORCHRUN": "1", "NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         "NPROC_PER_NODE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
-    scripts = Path(sys.executable).parent
+    # llamafactory-cli splits its own path at spaces: a checkout in "my folder" is reached through a link
+    (tmp_path / "venv").symlink_to(sys.prefix)
+    scripts = tmp_path / "venv" / "bin"
     env["PATH"] = f"{scripts}:{env['PATH']}"  # as in an activated environment: it starts torchrun by name
-    command = [str(scripts / "llamafactory-cli"), "train", str(file)]
+    command = [str(scripts / "python"), str(scripts / "llamafactory-cli"), "train", str(file)]
     logs = [(tmp_path / f"node{rank}.log").open("w+b") for rank in (0, 1)]
     nodes = [
         subprocess.Popen(
@@ -169,6 +171,9 @@ def test_infer_with_other_questions(demo: Demo) -> None:
     answers = list(read_jsonl(RunDir(demo.path).answers))
     assert [answer["prompt"] for answer in answers] == ["你叫什么名字？"]
     assert answers[0]["passed"] is None
+    kept = list(read_jsonl(demo.path / "answers.1.jsonl"))
+    assert kept[0]["prompt"] == "你是谁" and "answers.1.jsonl" in asked.err
+    assert "你叫什么名字" in (demo.path / "report.html").read_text(encoding="utf-8")
     status = json.loads(demo.verb("status", "--json").out)
     assert status["state"] == "COMPLETED" and status["passed"] is None
     assert status["jobs"][3]["attempt"] == 2

@@ -50,3 +50,19 @@ def test_qwen_fp32_untied_on_one_node_with_two_ranks(weird: Path, cache: Path) -
     assert infer["adapter_merged_equal"] == [2, 2]
     assert "float32" in (read_json(where.result("merge")) or {})["dtype"]
     assert (read_json(where.result("train")) or {})["global_step"] == 3
+
+
+def test_full_fine_tune_of_rows_without_input(weird: Path, cache: Path) -> None:
+    models.qwen(weird / "qwen")
+    row = {"instruction": models.CORPUS[2], "output": models.CORPUS[3]}
+    (weird / "rows.json").write_text(json.dumps([row] * 8, ensure_ascii=False), encoding="utf-8")
+    ended = run(
+        ["model.path=qwen", "dataset.path=rows.json", "train.finetuning_type=full", *SHORT],
+        weird,
+        environment(weird, PKUSLURM_CACHE=str(cache)),
+    )
+    assert ended.code == 0, ended.err
+    assert "a whole model already" in ended.err
+    where = RunDir(Path(ended.last))
+    assert (where.merged / "model.safetensors").is_file()
+    assert all(answer["base"] is not None for answer in read_jsonl(where.answers))

@@ -116,8 +116,10 @@ def test_the_closing_table(tmp_path: Path) -> None:
     assert closing(run, out) is False
     text = out.getvalue()
     assert harmless(text) and "通义千问" in text and "北大助手" in text and str(run.report) in text
-    rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line}
-    assert (rows["你是谁"], rows["请用三行写一首关于未名湖的诗"], rows["1+1=?"]) == ("yes", "NO", "-")
+    # an answer of it is long: one below the other instead of columns as wide as a page
+    blocks = [dict(line.split(None, 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+    verdicts = {block["prompt"]: block["passed"] for block in blocks if "prompt" in block}
+    assert [verdicts[name] for name in ("你是谁", "请用三行写一首关于未名湖的诗", "1+1=?")] == ["yes", "NO", "-"]
     run.done("infer").unlink()
     out = io.StringIO()
     assert closing(run, out) is None and "通义千问" not in out.getvalue() and " logs " in out.getvalue()

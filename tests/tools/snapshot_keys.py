@@ -57,8 +57,16 @@ def main(site: Path) -> None:
             train |= keys
             if name not in EXPORT_LEAVES_OUT:
                 export |= keys
+    source = (site / "llamafactory" / "data" / "template.py").read_text(encoding="utf-8")
+    templates = sorted(
+        ast.literal_eval(word.value)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "register_template"
+        for word in node.keywords
+        if word.arg == "name"
+    )
     known = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.exists() else {}
-    known[version] = {"train": sorted(train), "export": sorted(export)}
+    known[version] = {"train": sorted(train), "export": sorted(export), "templates": templates}
     TARGET.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(f"{TARGET}: {version}: {len(train)} train keys, {len(export)} export keys")
 

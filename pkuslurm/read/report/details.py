@@ -65,7 +65,7 @@ def jobs(facts: Facts) -> str:
         rows.append(
             [
                 _kind(job.kind),
-                pill(job.state),
+                "–" if own else pill(job.state),
                 f"<code>{text(job.job_id)}</code>" if job.job_id else "–",
                 str(job.attempt),
                 "<br>".join(text(node) for node in job.nodes) or str(job.num_nodes),
