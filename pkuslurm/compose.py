@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pkuslurm.config.checks import check
 from pkuslurm.config.schema import Config, Setting, parse_config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF
@@ -78,7 +79,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Compo
         _known_experiment(choices, search)
         defaults, _ = _hydra_compose(["model=tiny", "dataset=identity", "train=lora"], search)
     values, base = _plain(raw), _plain(defaults)
-    config = parse_config(values, choices)
+    config = parse_config(values)
+    check(config, choices)
     origins = _origins(typed, choices, search)
     return Composed(config, OmegaConf.to_yaml(raw), tuple(overrides), choices, _settings(values, base, origins))
 
@@ -97,8 +99,9 @@ def reload(yaml: str, overrides: Sequence[str]) -> Composed:
         if OmegaConf.select(config, key, default=_MISSING) is _MISSING and not _is_open(key):
             raise PkuslurmError(f"{key}: no such key{_nearest(key, _flatten(_plain(config)))}")
         OmegaConf.update(config, key, override.value(), force_add=True)
-    values = _plain(config)
-    return Composed(parse_config(values, {}), OmegaConf.to_yaml(config), tuple(overrides), {}, ())
+    parsed = parse_config(_plain(config))
+    check(parsed, {})
+    return Composed(parsed, OmegaConf.to_yaml(config), tuple(overrides), {}, ())
 
 
 def groups() -> dict[str, list[str]]:

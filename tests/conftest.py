@@ -106,3 +106,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Demo
     ended = run(["nodes=2"], cwd, env)
     assert ended.code == 0, ended.err
     yield Demo(Path(ended.last), ended, cwd, env)
+
+
+def left_running(variable: str) -> list[str]:
+    """Command lines of the processes that have ``NAME=value`` in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if variable.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.append((entry / "cmdline").read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            continue
+    return found

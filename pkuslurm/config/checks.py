@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pkuslurm.config.schema import Config
+from pkuslurm.config.schema import Cluster, Config
 from pkuslurm.errors import PkuslurmError
 
 # LLaMA-Factory's keys that a run decides itself, and what to say instead.
@@ -191,6 +191,4 @@ def _jobs(config: Config) -> None:
 
 
 def _cluster_keys() -> set[str]:
-    from pkuslurm.config.schema import Cluster
-
     return {name for name in Cluster.__dataclass_fields__ if name not in JOB_KEYS_NOT_PER_KIND}

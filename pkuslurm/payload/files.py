@@ -21,14 +21,19 @@ _PACKAGES = ("torch", "transformers", "llamafactory", "peft", "datasets", "token
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` so that a reader sees the old file or the new one, never half of one. Raises OSError."""
+    """``write_text`` of indented JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` so that a reader sees the old file or the new one, never half of one. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(value, stream, ensure_ascii=False, indent=1)
-            stream.write("\n")
+        # a tokenizer can give half of a surrogate pair, which no encoding takes
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes 0600: follow the folder, which is 0700 or, for a group, 0750

@@ -7,18 +7,15 @@ goes through the template that the training used, and one batch holds the same p
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import refuse, versions, write_json
+from .files import refuse, versions, write_json, write_text
 from .models import (
     GIB,
     available_memory,
@@ -323,15 +320,4 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     # JSON allows them inside a string, and many readers take them for the end of a line
     for character in "\u2028\u2029\x85":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & (path.parent.stat().st_mode | 0o600))
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    write_text(path, text)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pkuslurm.rundir import RunDir, read_json
+from tests import conftest
 from tests.conftest import environment, start
 from tests.e2e import models
 
@@ -41,14 +42,7 @@ def found(folder: Path) -> RunDir:
 
 
 def left_running(folder: Path) -> list[str]:
-    left = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if f"PKUSLURM_TEST_TOKEN={folder}".encode() in (entry / "environ").read_bytes():
-                left.append((entry / "cmdline").read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            continue
-    return left
+    return conftest.left_running(f"PKUSLURM_TEST_TOKEN={folder}")
 
 
 def wait_for(run: RunDir, kind: str, process: subprocess.Popen[str]) -> None:

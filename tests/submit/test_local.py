@@ -18,6 +18,7 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.submit import local
 from pkuslurm.worker import processes
+from tests import conftest
 from tests.conftest import REPO, environment
 from tests.conftest import run as command
 
@@ -85,15 +86,7 @@ def drive(run: RunDir, *kinds: str) -> subprocess.Popen[str]:
 
 
 def left_running(run: RunDir) -> list[str]:
-    """Processes, by their environment, that belong to this run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if f"PKUSLURM_TEST={run.path}".encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            continue
-    return found
+    return conftest.left_running(f"PKUSLURM_TEST={run.path}")
 
 
 def states(run: RunDir, *kinds: str) -> list[str]:
