@@ -254,6 +254,7 @@ def tokenize(args: dict[str, Any], keys: frozenset[str], target: Path, scratch: 
 
     # Its cache of intermediate tables is worth nothing afterwards. Relative, because its lock file has the whole path
     # in its *name*, and a name may have 255 bytes: some 70 Chinese characters.
+    before = Path.cwd()
     os.chdir(scratch)
     datasets.config.HF_DATASETS_CACHE = "datasets"
     settings = shaping_args(args, keys)
@@ -272,6 +273,8 @@ def tokenize(args: dict[str, Any], keys: frozenset[str], target: Path, scratch: 
         if "Cannot find" in str(error):
             refuse("dataset: no row is left that can be trained on; see the log for what LLaMA-Factory dropped")
         raise
+    finally:
+        os.chdir(before)
     return _count(module, args)
 
 
