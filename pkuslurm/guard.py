@@ -15,6 +15,11 @@ from pkuslurm.read.text import safe
 def guarded(command: Callable[[], int]) -> int:
     """Run ``command``: refusals and mistakes in one line on stderr; our own bugs in one line and a file."""
     try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("pkuslurm: the current folder has been deleted; cd to one that exists", file=sys.stderr)
+        return 2
+    try:
         return command()
     except PkuslurmError as error:
         print(f"pkuslurm: {safe(error)}", file=sys.stderr)

@@ -124,6 +124,14 @@ def test_help_and_cfg(launched: Callable[..., Ended], weird: Path) -> None:
     assert run(["--help"], weird, environment(weird), module="pkuslurm").code == 0
 
 
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    script = f"import os; os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})\n"
+    script += "from pkuslurm.cli import main; raise SystemExit(main(['runs']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(tmp_path))
+    assert done.returncode == 2 and "the current folder has been deleted" in done.stderr
+
+
 def test_a_bug_of_ours_is_one_line_and_a_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
