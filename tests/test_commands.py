@@ -157,11 +157,15 @@ def test_all_bad_rows_fail_prepare_with_its_reason(launched: Callable[..., Ended
     assert state["reason"] in ended.err
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
-def test_another_users_run_is_read_but_never_executed(weird: Path) -> None:
+def test_another_users_run_is_read_but_never_executed(
+    weird: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pkuslurm import cli
     from tests.submit.test_local import OK, make_run
 
     made = make_run(weird, infer=OK)
-    os.chown(made.path, 12345, 12345)
-    ended = run(["infer", str(made.path)], weird, environment(weird), module="pkuslurm")
-    assert ended.code == 2 and "belongs to another user" in ended.err
+    monkeypatch.setattr(os, "getuid", lambda: made.path.stat().st_uid + 1)
+    assert cli.main(["status", str(made.path)]) == 0
+    assert cli.main(["infer", str(made.path)]) == 2
+    assert "belongs to another user" in capsys.readouterr().err
+    assert not made.state("infer").exists()
