@@ -8,7 +8,7 @@ RUN ?=
 ARGS ?=
 
 .PHONY: help setup setup-dev demo test lint train merge infer report status constraints \
-        test-faults bench slurm-up slurm-down serve
+        retry cancel test-faults bench slurm-up slurm-down serve
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,5 +48,20 @@ constraints: ## pin the newest versions that fit (needs uv)
 	uv pip compile -q pyproject.toml --upgrade --extra train --extra dev --python-version 3.11 --universal --no-annotate --no-header -o .constraints/train.txt
 	uv pip compile -q pyproject.toml --upgrade --extra ascend --python-version 3.11 --python-platform aarch64-manylinux_2_28 --no-annotate --no-header -o .constraints/ascend.txt
 
-test-faults bench slurm-up slurm-down serve:
+bench: setup-dev ## how long the commands take, into docs/benchmarks.md
+	@$(PY) tests/bench/startup.py
+
+slurm-up: ## a real Slurm cluster on this Debian machine, as root (tests/cluster/README.md)
+	@.ci/slurm up $(ARGS)
+
+slurm-down: ## remove exactly what slurm-up made
+	@.ci/slurm down
+
+retry: setup ## once more what is not complete of a run (RUN=id)
+	@$(PY) -m pkuslurm retry $(if $(RUN),"$(RUN)") $(ARGS)
+
+cancel: setup ## end a run (RUN=id)
+	@$(PY) -m pkuslurm cancel $(if $(RUN),"$(RUN)") $(ARGS)
+
+test-faults serve:
 	@echo "make $@: not yet built" >&2; exit 2

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
-from pkuslurm.read import report, status
+from pkuslurm.read import proof, pruned, report, status
 from pkuslurm.read.closing import closing
+from pkuslurm.retry import renew
 from pkuslurm.rundir import RunDir, read_json, write_json, write_text
 from pkuslurm.screen import Screen
 from pkuslurm.submit.local import check_owner, run_jobs
@@ -30,21 +31,29 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
         raise PkuslurmError(f"{run.run_id}: this run has no {kind} job")
     check_owner(run)
     complete = marker.doubt(run, run.run_id, kind) is None
+    gone = pruned.read(run)
+    proved = proof.marker_of(run, run.run_id, kind, gone)[0] is not None  # also where prune took what it made
     if complete and not settings and not force:
         print(f"{run.run_id}: {kind} is complete; --force does it again", file=sys.stderr)
         print(run.path)
         return 0
     for parent in job.get("parents") or ():
         if marker.doubt(run, run.run_id, parent) is not None:
+            if proof.marker_of(run, run.run_id, parent, gone)[0] is not None:
+                raise PkuslurmError(
+                    f"{run.run_id}: what {parent} made was pruned; `pkuslurm {parent} {run.run_id}` first"
+                )
             raise PkuslurmError(f"{run.run_id}: {kind} needs {parent}, which is not complete")
     texts = _texts(run, kind, settings) if settings else {}
     attempt = status.last_attempt(run.path, kind) + 1
     anew = json.loads(texts.pop(f"jobs/{kind}.json", "null")) or job
     redo = _Redo(run, kind, texts, dict(anew) | {"first_attempt": attempt})
+    if (read_json(run.run_json) or {}).get("executor") == "slurm":
+        return _on_slurm(redo)
     try:
         code = run_jobs(run, (kind,), Screen(run, (kind,)), begin=redo.begin)
     finally:
-        redo.end(keep_old=complete)
+        redo.end(keep_old=complete or proved)
     if code == 0 and (kept := redo.keep_answers(attempt - 1)):
         print(f"the earlier answers are kept in {kept}", file=sys.stderr)
     if code == 0:
@@ -54,6 +63,26 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
     passed = closing(run, sys.stderr) if kind == "infer" and code == 0 else None
     print(run.path)
     return 1 if code == 0 and passed is False else code
+
+
+def _on_slurm(redo: _Redo) -> int:
+    """Submitted under its next key; the report is written anew by `pkuslurm report` when it has ended."""
+    from pkuslurm.submit import queue, slurm
+
+    run, kind = redo.run, redo.kind
+    document = read_json(run.run_json) or {}
+    if kind in (living := queue.alive(document)):
+        raise PkuslurmError(
+            f"{run.run_id}: {kind} ({living[kind]}) still waits or runs; let it end, or cancel it first"
+        )
+    redo.begin()
+    renew(run, document["jobs"][kind], kind)
+    document["cancelled"] = None
+    write_json(run.run_json, document)
+    slurm.submit(run, (kind,))
+    print(f"submitted {kind} as {read_json(run.run_json)['jobs'][kind]['job_id']}", file=sys.stderr)  # type: ignore[index]
+    print(run.path)
+    return 0
 
 
 @dataclass

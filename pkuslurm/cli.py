@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
+from typing import NoReturn
 
 from pkuslurm import __version__
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
-from pkuslurm.read import find, logs, present, report, status
-from pkuslurm.rundir import KINDS, RunDir
 
-NOT_YET = ("retry", "resume", "serve", "chat", "doctor", "fetch", "prune", "watch", "why")
+NOT_YET = ("serve", "chat", "fetch", "watch", "why")
+HELPS = {
+    "launch": "start a run: pkuslurm launch key=value …; launch --help",
+    "runs": "all runs, newest first, and what they take on the disk",
+    "status": "how a run's jobs stand, its settings and where they come from",
+    "logs": "what its jobs wrote",
+    "cancel": "end it: every job that has not ended becomes CANCELLED",
+    "retry": "once more, from where it stood: every job that is not complete",
+    "report": "write report.html anew, print its path; --export: a copy without paths and names, to be mailed",
+    "merge": "run the merge again",
+    "infer": "ask the questions again, or others: infer RUN prompts=[…]",
+    "prune": "show what can be removed from complete runs; --yes removes it",
+    "doctor": "what is installed where, which devices and disks are there, what to mend",
+}
+JSON = ("runs", "status", "logs", "cancel", "report", "prune", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,119 +39,97 @@ def _main(argv: list[str]) -> int:
         from pkuslurm.launch import main as launch
 
         return launch(argv[1:])
-    if argv and argv[0] in NOT_YET:
-        raise PkuslurmError(f"{argv[0]}: not yet built; there are runs, status, logs, cancel, report, merge, infer")
+    if argv and argv[0] == "resume":
+        argv = ["retry", *argv[1:]]  # an alias
+    if argv and not argv[0].startswith("-"):
+        _check_verb(argv[0])
     arguments, rest = _parser().parse_known_args(argv)
+    verb: str = arguments.verb
     # argparse takes no further words after an option: `infer RUN --force prompts=[a]`, `logs RUN -f train`
-    if any(word.startswith("-") for word in rest) or (rest and arguments.verb not in ("merge", "infer", "logs")):
-        raise PkuslurmError(f"{arguments.verb} {' '.join(rest)}: not understood; {arguments.verb} --help lists all")
-    if arguments.verb == "logs" and arguments.run in KINDS and arguments.kind is None:
-        arguments.run, arguments.kind = None, arguments.run  # `logs train`: of the newest run
-    if arguments.verb == "logs" and rest:
-        arguments.kind = rest[0]
-    elif rest:
-        arguments.settings += rest
-    roots = [Path(arguments.run_root).absolute()] if arguments.run_root else None
-    if arguments.verb == "runs":
-        return _runs(roots, arguments.json)
-    if (
-        arguments.verb in ("merge", "infer")
-        and re.match(r"[\w.]+=", arguments.run or "")
-        and not Path(arguments.run).exists()
-    ):
-        # `infer prompts=…` without RUN: the newest run, and a setting
-        arguments.settings.insert(0, arguments.run)
-        arguments.run = None
-    run = RunDir(find.find(arguments.run, find.roots(roots, os.environ)))
-    verbs = {"status": _status, "logs": _logs, "cancel": _cancel, "report": _report, "merge": _again, "infer": _again}
-    return verbs[arguments.verb](run, arguments)
+    if any(word.startswith("-") for word in rest) or (rest and verb not in ("merge", "infer", "logs", "prune")):
+        raise PkuslurmError(f"{verb} {' '.join(rest)}: not understood; {verb} --help lists all")
+    # only now, and only this one's: `--help` and a mistyped verb answer at once
+    module = {"prune": "pkuslurm.prune", "doctor": "pkuslurm.doctor"}.get(verb, "pkuslurm.verbs")
+    run: int = import_module(module).main(arguments, rest)
+    return run
+
+
+def _check_verb(verb: str) -> None:
+    if verb in NOT_YET:
+        raise PkuslurmError(f"{verb}: not yet built; there are {', '.join(HELPS)}")
+    if verb in HELPS:
+        return
+    import difflib
+
+    near = difflib.get_close_matches(verb, (*HELPS, *NOT_YET), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(HELPS)}"
+    if "=" in verb:
+        hint = "settings go to launch: pkuslurm launch key=value …"
+    raise PkuslurmError(f"{verb}: no such verb; {hint}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's own mistakes take several lines, and end the process before guard sees them."""
+
+    def error(self, message: str) -> NoReturn:
+        words = "a verb is wanted: " + ", ".join(HELPS) if "VERB" in message else message
+        raise PkuslurmError(f"{' '.join(self.prog.split()[1:]) or self.prog}: {words}; --help lists all")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pkuslurm",
         description="What you do with runs that exist. `pkuslurm launch` starts one.",
         epilog="RUN: an id, the beginning of one, a path, or nothing for the newest.",
     )
     parser.add_argument("--version", action="version", version=f"pkuslurm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    helps = {
-        "runs": "all runs, newest first",
-        "status": "how a run's jobs stand",
-        "logs": "what its jobs wrote",
-        "cancel": "end it: every job that has not ended becomes CANCELLED",
-        "report": "write report.html anew, print its path",
-        "merge": "run the merge again",
-        "infer": "ask the questions again, or others: infer RUN prompts=[…]",
-    }
-    for verb, text in helps.items():
+    for verb, text in HELPS.items():
         one = verbs.add_parser(verb, help=text, description=text)
-        one.add_argument("--run-root", help="look for runs in this folder only")
-        if verb != "runs":
+        if verb != "doctor":
+            one.add_argument("--run-root", help="look for runs in this folder only")
+        if verb == "prune":
+            one.add_argument("runs", nargs="*", metavar="RUN", help="these runs; without one: all")
+        elif verb not in ("runs", "doctor"):
             one.add_argument("run", nargs="?", metavar="RUN")
-        if verb in ("runs", "status", "logs", "cancel", "report"):
+        if verb in JSON:
             one.add_argument("--json", action="store_true", help="one JSON document on stdout")
-        if verb == "status":
-            one.add_argument("--exit-code", action="store_true", help="1 if a job failed or an expectation was not met")
-        if verb == "logs":
-            one.add_argument("kind", nargs="?", help="one kind of job: prepare, train, merge, infer, report")
-            one.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
-        if verb in ("merge", "infer"):
-            one.add_argument("settings", nargs="*", metavar="key=value", help="other settings")
-            one.add_argument("--force", action="store_true", help="also where it is complete")
+        _OWN.get(verb, lambda _: None)(one)
     return parser
 
 
-def _runs(roots: list[Path] | None, as_json: bool) -> int:
-    found = find.list_runs(find.roots(roots, os.environ))
-    if as_json:
-        print(json.dumps([item.to_json() for item in found], ensure_ascii=False))
-    else:
-        present.show_runs(found, sys.stdout)
-    return 0
+def _status(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--exit-code", action="store_true", help="1 if a job failed or an expectation was not met")
 
 
-def _status(run: RunDir, arguments: argparse.Namespace) -> int:
-    now = status.read(run.path)
-    if arguments.json:
-        print(json.dumps(now.to_json(), ensure_ascii=False))
-    else:
-        present.show_status(now, sys.stdout)
-    bad = now.state not in ("COMPLETED", "RUNNING", "PENDING") or now.passed is False
-    return 1 if arguments.exit_code and bad else 0
+def _logs(one: argparse.ArgumentParser) -> None:
+    one.add_argument("kind", nargs="?", help="one kind of job: prepare, train, merge, infer, report")
+    one.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
 
 
-def _logs(run: RunDir, arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        files = logs.log_files(run, status.read(run.path), arguments.kind)
-        print(json.dumps({"run_id": run.run_id, "logs": [str(file) for file in files]}, ensure_ascii=False))
-    else:
-        logs.show_logs(run.path, sys.stdout, kind=arguments.kind, follow=arguments.follow)
-    return 0
+def _report(one: argparse.ArgumentParser) -> None:
+    text = "a copy without user names, host names and paths (default: report-export.html in the run's folder)"
+    one.add_argument("--export", nargs="?", const="", metavar="FILE.html", help=text)
 
 
-def _cancel(run: RunDir, arguments: argparse.Namespace) -> int:
-    from pkuslurm.submit.local import cancel
-
-    cancelled = cancel(run)
-    now = status.read(run.path)
-    if arguments.json:
-        print(json.dumps(now.to_json(), ensure_ascii=False))
-    else:
-        print(f"{run.run_id}: {now.state}" + ("" if cancelled else " (nothing of it was running)"))
-    return 0
+def _again(one: argparse.ArgumentParser) -> None:
+    one.add_argument("settings", nargs="*", metavar="key=value", help="other settings")
+    one.add_argument("--force", action="store_true", help="also where it is complete")
 
 
-def _report(run: RunDir, arguments: argparse.Namespace) -> int:
-    try:
-        path = report.write(run.path)
-    except OSError as error:
-        raise PkuslurmError(f"report: {error.filename}: {error.strerror}") from None
-    print(json.dumps({"report": str(path)}) if arguments.json else path)
-    return 0
+def _prune(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--yes", action="store_true", help="remove it; without this it is only shown")
+    one.add_argument("--older", type=float, metavar="DAYS", help="only what was not changed for so many days")
+    one.add_argument("--merged", action="store_true", help="merged models too: `pkuslurm merge` makes them again")
+    text = "tokenized data in the cache too that no run uses (by default: for 7 days)"
+    one.add_argument("--cache", action="store_true", help=text)
 
 
-def _again(run: RunDir, arguments: argparse.Namespace) -> int:
-    from pkuslurm.again import again
+def _doctor(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--python", metavar="PATH", help="the interpreter that has LLaMA-Factory (cluster.python)")
 
-    return again(run, arguments.verb, arguments.settings, arguments.force)
+
+_OWN = {"status": _status, "logs": _logs, "report": _report, "merge": _again, "infer": _again} | {
+    "prune": _prune,
+    "doctor": _doctor,
+}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 
 from pkuslurm.errors import PkuslurmError
@@ -20,7 +18,9 @@ def guarded(command: Callable[[], int]) -> int:
         print("pkuslurm: the current folder has been deleted; cd to one that exists", file=sys.stderr)
         return 2
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except PkuslurmError as error:
         print(f"pkuslurm: {safe(error)}", file=sys.stderr)
         return error.exit_code
@@ -32,6 +32,9 @@ def guarded(command: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        import tempfile
+        import traceback
+
         handle, path = tempfile.mkstemp(prefix="pkuslurm-bug-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             traceback.print_exc(file=file)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pkuslurm.compose import Composed, compose, groups
+from pkuslurm.compose import Composed, compose, groups, show
 from pkuslurm.config.schema import Config
-from pkuslurm.errors import PkuslurmError
+from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.guard import guarded
 from pkuslurm.paths import CONF, absolute
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import RunPlan, plan
 from pkuslurm.preflight.resolve import check_machine, resolve
+from pkuslurm.preflight.slurm import check_login_node, check_slurm
 from pkuslurm.read.find import remember
+from pkuslurm.read.text import safe
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import dry_run_text
 from pkuslurm.rundir import RunDir
@@ -48,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     overrides, options = _options(argv)
+    directories = [Path(options["config-dir"])] if "config-dir" in options else []
     if "help" in options:
-        print(HELP + "".join(f"  {name:<11}{', '.join(choices)}\n" for name, choices in groups().items()))
+        listed = groups(directories).items()
+        print(HELP + "".join(f"  {name:<11}{', '.join(choices)}\n" for name, choices in listed))
         print(f"Every key with its meaning: {CONF / 'config.yaml'}")
         return 0
     if "multirun" in options:
         raise PkuslurmError("-m: sweeps are not yet built; start one run per point")
-    directories = [Path(options["config-dir"])] if "config-dir" in options else []
     composed = compose(overrides, directories)
     if "cfg" in options:
         print(composed.yaml, end="")
@@ -67,33 +72,47 @@ def launch(composed: Composed, environ: Mapping[str, str]) -> int:
     config = replace(
         composed.config, run_root=absolute(composed.config.run_root), cache_root=absolute(composed.config.cache_root)
     )
-    _refuse_what_is_not_built(config, [item.key for item in composed.settings])
+    typed = [item.key for item in composed.settings if item.origin == "command line"]  # not a site's defaults.yaml
+    _refuse_what_is_not_built(config, [item.key for item in composed.settings], typed)
     steps = plan(config)
     inputs = resolve(config, environ, lenient=config.dry_run)
     if config.dry_run:
         run = RunDir(Path(config.run_root) / "RUN_ID")
         files = render(steps, inputs, run, composed.yaml, sys.executable)
-        print(dry_run_text(steps, files, inputs.notes), end="")
+        print(
+            dry_run_text(steps, files, [*composed.notes, *inputs.notes], inputs.facts, _scripts(steps, files)), end=""
+        )
         return 0
     check_machine(config, inputs)
+    if config.cluster.executor == "slurm":
+        check_slurm(steps)
+    else:
+        check_login_node(config, environ)
     run = RunDir(Path(config.run_root) / new_run_id(config.name or _label(composed)))
     files = render(steps, inputs, run, composed.yaml, sys.executable)
     create(steps, files, composed.overrides, composed.settings)
     remember(run.path.parent, environ)
-    return _run_here(steps, inputs, files)
+    _announce(run, inputs, composed)
+    return _submit(steps, run) if config.cluster.executor == "slurm" else _run_here(steps, run)
 
 
-def _run_here(steps: RunPlan, inputs: Inputs, files: RunFiles) -> int:
+def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
+    """What will be done, before anything starts."""
+    with suppress(OSError):  # the terminal may go away while the run works, and then the run must not end
+        print(f"run {run.run_id}", file=sys.stderr)
+        for name, text in inputs.facts:
+            print(f"{name:<8} {safe(text)}", file=sys.stderr)
+        if composed.settings:
+            print(safe(show(composed.settings)), file=sys.stderr)
+        for note in (*composed.notes, *inputs.notes):
+            print(f"note: {safe(note)}", file=sys.stderr)
+
+
+def _run_here(steps: RunPlan, run: RunDir) -> int:
     from pkuslurm.read.closing import closing
     from pkuslurm.screen import Screen
     from pkuslurm.submit.local import run_jobs
 
-    run = files.run
-    # the terminal may go away while the run works, and then the run must not end
-    with suppress(OSError):
-        print(f"run {run.run_id}", file=sys.stderr)
-        for note in inputs.notes:
-            print(f"note: {note}", file=sys.stderr)
     code = run_jobs(run, steps.kinds, Screen(run, steps.kinds))
     with suppress(OSError):
         passed = closing(run, sys.stderr)
@@ -101,6 +120,56 @@ def _run_here(steps: RunPlan, inputs: Inputs, files: RunFiles) -> int:
             code = 1
     with suppress(OSError):
         print(run.path, flush=True)
+    return code
+
+
+def _scripts(steps: RunPlan, files: RunFiles) -> dict[str, str]:
+    """What sbatch would be given, with JOB_ID where a parent's id will stand."""
+    if steps.config.cluster.executor != "slurm":
+        return {}
+    from pkuslurm.submit.slurm import script
+
+    return {
+        job.kind: script(files.jobs[job.kind], ["JOB_ID"] * len(job.parents), hold=not job.parents)
+        for job in steps.jobs
+    }
+
+
+def _submit(steps: RunPlan, run: RunDir) -> int:
+    """Submit, print, return; with wait=true follow to the end."""
+    from pkuslurm.submit.slurm import Refused, submit
+
+    try:
+        submit(run, steps.kinds)
+    except PartlySubmitted:
+        print(run.path, flush=True)
+        raise
+    except Refused:
+        shutil.rmtree(run.path, ignore_errors=True)  # nothing of it is in the queue
+        raise
+    command = f"{shlex.quote(sys.executable)} -m pkuslurm"
+    with suppress(OSError):
+        print(f"submitted {', '.join(steps.kinds)}; they go on by themselves", file=sys.stderr)
+        print(f"next     {command} status {shlex.quote(run.run_id)}", file=sys.stderr)
+    code = _follow(steps, run) if steps.config.wait else 0
+    with suppress(OSError):
+        print(run.path, flush=True)
+    return code
+
+
+def _follow(steps: RunPlan, run: RunDir) -> int:
+    from pkuslurm.follow import follow
+    from pkuslurm.read.closing import closing
+
+    try:
+        code = follow(run, float(steps.config.cluster.poll_seconds))
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            print("stopped following; the jobs go on (pkuslurm cancel ends them)", file=sys.stderr)
+        return 130
+    with suppress(OSError):
+        if closing(run, sys.stderr) is False and code == 0:
+            code = 1
     return code
 
 
@@ -114,7 +183,7 @@ def _label(composed: Composed) -> str:
 # Accepted by the configuration, not built yet: whoever sets one is told.
 NOT_YET = (
     *("resume.", "serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "cluster.pack", "container."),
-    *("infer.adapter", "here"),
+    "infer.adapter",
 )
 # What only a scheduler can use.
 SCHEDULER = {
@@ -123,8 +192,9 @@ SCHEDULER = {
 }
 
 
-def _refuse_what_is_not_built(config: Config, changed: Sequence[str]) -> None:
+def _refuse_what_is_not_built(config: Config, changed: Sequence[str], typed: Sequence[str]) -> None:
     """Said by name, never ignored."""
+    here, accelerator = config.cluster.executor == "local", config.cluster.accelerator
     not_yet = {key: not config.dry_run for key in changed if key.startswith(NOT_YET)}
     not_yet |= {
         "from_yaml": config.from_yaml is not None,
@@ -133,16 +203,16 @@ def _refuse_what_is_not_built(config: Config, changed: Sequence[str]) -> None:
     }
     if not config.dry_run:
         not_yet |= {
-            f"cluster.executor={config.cluster.executor}": config.cluster.executor != "local",
+            "cluster.executor=meet": config.cluster.executor == "meet",
             f"container.runtime={config.container.runtime}": config.container.runtime != "none",
-            f"cluster.accelerator={config.cluster.accelerator}": config.cluster.accelerator != "cpu",
-            "cluster.setup": bool(config.cluster.setup),
+            f"cluster.accelerator={config.cluster.accelerator} without Slurm": here and accelerator != "cpu",
+            "cluster.setup without Slurm": here and bool(config.cluster.setup),
         }
     for name, asked in not_yet.items():
         if asked:
             hint = "" if config.dry_run else "; dry_run=true shows the plan and the files"
             raise PkuslurmError(f"{name}: not yet built{hint}")
-    useless = [key for key in changed if key.startswith("cluster.") and key.split(".")[1] in SCHEDULER]
+    useless = [key for key in typed if key.startswith("cluster.") and key.split(".")[1] in SCHEDULER]
     if config.cluster.executor == "local" and useless:
         raise PkuslurmError(f"{useless[0]}: cluster=local asks no scheduler; leave it out, or choose another cluster")
     if config.infer.base is not None and config.pipeline.jobs[0] != "infer":

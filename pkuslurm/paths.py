@@ -6,6 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+BOOT = PACKAGE / "boot.py"
 PAYLOAD = PACKAGE / "payload" / "__main__.py"
 
 

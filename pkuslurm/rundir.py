@@ -45,6 +45,11 @@ class RunDir:
         return self.path / "dataset_info.json"
 
     @property
+    def dataset(self) -> Path:
+        """The rows as UTF-8, where the user's file is in another encoding."""
+        return self.path / "dataset.jsonl"
+
+    @property
     def data(self) -> Path:
         return self.path / "data"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,13 +36,33 @@ REFUSED = {
     "model.path=pickled": "no *.safetensors there",
     "dataset.path=missing.json": "dataset.path=missing.json: there is no such file or folder",
     "dataset.path=empty.json": "the file is empty",
-    "dataset.path=broken.json": "it cannot be read as json",
+    "dataset.path=broken.json": "it is not JSON",
+    "dataset.path=[]": "dataset.path",
+    "dataset.path=none.json": "it holds no row",
+    "dataset.path=bad.json": "row 1: 'instruction' is no text but int",
+    "dataset.path=turns.json": "none of 2 rows can be used (2 that end with a question)",
+    "dataset.path=odd.json": "the columns are a, b: name them",
+    "dataset.path=rows.json dataset.columns={prompt: instructon, response: output}": "instructon",
+    "dataset.path=rows.json dataset.columns={promt: instruction}": "prompt",
     "dataset.path=two": "one data file is wanted there, found a.json, b.json",
-    "dataset.path=data.xlsx": "data comes as .json",
+    "dataset.path=data.xlsx": "save it as CSV UTF-8",
+    "model.path=missing model.template=auto": "no such folder or downloaded model",
+    "model.template=lama3": "did you mean",
+    "train.per_device_train_batch_size=four": "it must be a whole number",
+    "train.save_safetensors=true": "0.9.4",
+    "train.streaming=true": "max_steps",
+    "train.predict_with_generate=true": "infer.prompts",
+    "train.finetuning_type=full train.quantization_bit=4": "quantization",
     "infer.prompts=missing.txt": "missing.txt: it cannot be read",
+    "infer.prompts=你是谁": "written as a list: infer.prompts=[a,b]",
+    "infer.prompts=columns.csv": "it has no column prompt, only a, b",
+    "infer.prompts=bad.jsonl": "not a regular expression",
+    "infer.prompts=[a] infer.expect=[b,c]": "2 expectations for 1 prompts",
     "run_root=/proc/nowhere": "run_root=/proc/nowhere: ",
-    "cluster=ascend": "not yet built; dry_run=true shows the plan",
-    "cluster=slurm model=tiny": "cluster.executor=slurm: not yet built",
+    "cluster=ascend": "modelscope download --model Qwen/Qwen2.5-1.5B-Instruct",
+    "cluster.env.HF_TOKEN=abc": "HF_TOKEN",
+    "nodes=1.5": "whole number",
+    "cluster.nproc_per_node=0": "1 or more",
     "from_yaml=a.yaml": "from_yaml: not yet built",
     "resume.max_attempts=3": "resume.max_attempts: not yet built",
     "cluster.partition=gpu": "cluster.partition: cluster=local asks no scheduler",
@@ -64,16 +86,28 @@ def test_refused_in_one_line_and_nothing_is_written(
     (weird / "empty.json").write_text("", encoding="utf-8")
     (weird / "broken.json").write_text("[{", encoding="utf-8")
     (weird / "data.xlsx").write_text("x", encoding="utf-8")
+    row = {"instruction": "a", "input": "", "output": "b"}
+    for name, rows in {
+        "none": [],
+        "bad": [{"instruction": 1, "input": "", "output": None}],
+        "turns": [{"conversations": [{"from": "human", "value": "a"}]}] * 2,
+        "odd": [{"a": "x", "b": "y"}],
+        "rows": [row] * 3,
+    }.items():
+        (weird / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    (weird / "columns.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    (weird / "bad.jsonl").write_text('{"prompt": "a", "expect": "("}\n', encoding="utf-8")
     (weird / "two").mkdir()
     for name in ("a.json", "b.json"):
         (weird / "two" / name).write_text("[]", encoding="utf-8")
     before = sorted(weird.rglob("*"))
     more = ["infer.prompts=[hi]"] if "dataset.path" in typed else []
+    words = re.split(r" (?=[\w.]+=)", typed)
     monkeypatch.chdir(weird)
     monkeypatch.setenv("HOME", str(weird))
     for variable in ("PKUSLURM_RUN_ROOT", "PKUSLURM_CACHE", "WORK_DIR"):
         monkeypatch.delenv(variable, raising=False)
-    assert launch.main([*typed.split(" "), *more]) == 2
+    assert launch.main([*words, *more]) == 2
     ended = capsys.readouterr()
     assert REFUSED[typed] in ended.err
     assert ended.out == "" and ended.err.count("\n") == 1 and ended.err.startswith("pkuslurm: ")
@@ -95,9 +129,8 @@ def test_no_home_and_a_c_locale(weird: Path) -> None:
         (["status"], "there are no runs yet; looked in"),
         (["status", "2026"], "RUN 2026: no such run"),
         (["status", "./nowhere"], "no run"),
-        (["retry"], "retry: not yet built"),
+        (["retry"], "there are no runs yet"),
         (["serve"], "serve: not yet built"),
-        (["doctor", "--json"], "doctor: not yet built"),
     ],
 )
 def test_verbs_refuse_in_one_line(arguments: list[str], message: str, weird: Path) -> None:
@@ -148,13 +181,33 @@ def test_a_bug_of_ours_is_one_line_and_a_file(
     log.unlink()
 
 
-def test_all_bad_rows_fail_prepare_with_its_reason(launched: Callable[..., Ended], weird: Path) -> None:
-    (weird / "bad.json").write_text(json.dumps([{"instruction": 1, "input": "", "output": None}]), encoding="utf-8")
-    ended = launched("dataset.path=bad.json", "infer.prompts=[hi]", "pipeline=train")
-    assert ended.code == 1
-    state = read_json(RunDir(Path(ended.last)).state("prepare")) or {}
-    assert state["state"] == "FAILED" and "dataset" in state["reason"], state
-    assert state["reason"] in ended.err
+def test_without_slurm_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launch.main(["cluster=slurm", "model=tiny", f"cache_root={tmp_path}"]) == 2
+    assert "there is no sbatch on this machine" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**8))  # type: ignore[attr-defined]
+    assert launch.main(["here=true", f"cache_root={tmp_path}"]) == 2
+    assert re.search(r"run_root=.*: 0\.1 GB are free, 0\.\d GB are needed", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_only_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    assert launch.main(["here=true", f"cache_root={tmp_path}"]) == 2
+    assert "cannot be written by you; give a folder of your own" in capsys.readouterr().err
 
 
 def test_another_users_run_is_read_but_never_executed(

@@ -1,18 +1,13 @@
-"""The configuration as plain dataclasses. conf/ holds the defaults and each key's meaning; here are the types.
-
-``parse_config`` is strict: an unknown key, a wrong type or an impossible value raises PkuslurmError that names the
-field, the value and what is allowed.
-"""
+"""The configuration as plain dataclasses. conf/ holds the defaults and each key's meaning; here are the types."""
 
 from __future__ import annotations
 
-import difflib
-import types
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from pkuslurm.errors import PkuslurmError
+JOBS = ("prepare", "train", "merge", "infer", "report")
+# The cluster's keys that all jobs of a run share.
+NOT_PER_JOB = ("executor", "arrays", "array_parallelism", "pack", "jobs", "meet", "join_timeout", "poll_seconds")
 
 
 @dataclass(frozen=True)
@@ -146,72 +141,3 @@ class Setting:
     value: Any
     default: Any
     origin: str
-
-
-T = TypeVar("T")
-
-
-def parse_config(values: Mapping[str, Any]) -> Config:
-    """``values`` (nested, resolved) as a typed Config. Pure; what values mean is looked at by ``checks.check``."""
-    return _parse(Config, values, "")
-
-
-def _parse(cls: type[T], values: object, prefix: str) -> T:
-    if not isinstance(values, Mapping):
-        raise PkuslurmError(f"{prefix.rstrip('.')}={values!r}: it holds keys of its own; set one of them")
-    hints = get_type_hints(cls)
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(names)}"
-            raise PkuslurmError(f"{prefix}{key}: no such key{hint}")
-    return cls(**{name: _value(hints[name], values[name], prefix + name) for name in names})
-
-
-def _value(hint: Any, value: object, key: str) -> Any:
-    if is_dataclass(hint) and isinstance(hint, type):
-        return _parse(hint, value, key + ".")
-    if _fits(hint, value):
-        return value
-    if str in _alternatives(hint) and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # name=2024, cluster.partition=64: a word that looks like a number
-    raise PkuslurmError(f"{key}={_show(value)}: it must be {_describe(hint)}")
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _fits(hint: Any, value: object) -> bool:
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(option, value) for option in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint) and not isinstance(value, bool)
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(get_args(hint)[0], item) for item in value)
-    if get_origin(hint) is dict:
-        return isinstance(value, dict)
-    if hint in (int, float):
-        return isinstance(value, hint) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    parts = []
-    for option in _alternatives(hint):
-        if get_origin(option) is Literal:
-            parts += [str(choice) for choice in get_args(option)]
-        elif get_origin(option) is list:
-            parts.append("a list [a,b] of text")
-        elif get_origin(option) is dict:
-            parts.append("keys and values {a: 1}")
-        else:
-            parts.append(words.get(option, str(option)))
-    return " or ".join(dict.fromkeys(parts))
-
-
-def _show(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "…"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.util
 import json
-import math
 import os
 import shutil
 import sys
@@ -15,34 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import tiny_model
+from . import tables, tiny_model
+from .entry import used_columns
 from .files import hash_file, hash_tree, install, refuse, sweep, versions, write_json
 from .rows import BadData, Checked, check
+from .shaping import data_keys, shaping_args
+from .steps import arithmetic_warnings, steps
+from .tokens import tokenize
 
-# of the model's arguments, those that shape a tokenizer or a processor
-_TOKENIZER_KEYS = (
-    "model_name_or_path",
-    "trust_remote_code",
-    "use_fast_tokenizer",
-    "split_special_tokens",
-    "add_tokens",
-    "add_special_tokens",
-    "new_special_tokens_config",
-    "use_audio_in_video",
-    "crop_to_patches",
-)
-_PROCESSOR_PREFIXES = ("image_", "video_", "audio_")
-_TRAINING_KEYS = ("stage", "seed", "do_train", "do_eval", "do_predict", "predict_with_generate")
-# data keys without influence on the rows (or, tokenized_path and streaming, ours to decide)
-_IDLE_KEYS = {
-    "dataset_dir",
-    "tokenized_path",
-    "overwrite_cache",
-    "preprocessing_num_workers",
-    "data_shared_file_system",
-    "streaming",
-    "buffer_size",
-}
 # what a tokenizer is made of; weights are not
 _TOKENIZER_FILES = (
     "*tokenizer*",
@@ -69,8 +46,7 @@ def main(job: dict[str, Any]) -> None:
         checked, seconds["check"] = _timed(lambda: _check(payload, args))
     except BadData as error:
         refuse(f"dataset.path={error}")
-    for warning in checked.warnings:
-        print(f"pkuslurm: warning: {warning}", file=sys.stderr, flush=True)
+    _, seconds["convert"] = _timed(lambda: _convert(payload, args, checked))
     keys = data_keys()
     key = cache_key(args, keys)
     folder = Path(payload["cache_root"]) / "tokenized" / key
@@ -80,9 +56,14 @@ def main(job: dict[str, Any]) -> None:
     facts = _facts(folder)
     if facts is None:
         raise RuntimeError(f"{folder}: the tokenized data disappeared while it was being used")
+    _fits(facts, args)
     _, seconds["link"] = _timed(lambda: publish(folder / "data", Path(payload["data_dir"])))
-    steps = step_arithmetic(facts["train_rows"], args, payload["ranks"])
-    warnings = checked.warnings + _warnings(facts, steps, args)
+    counted = steps(facts["train_rows"], args, payload["ranks"])
+    warnings = [*checked.warnings, *_cut(facts, args), *arithmetic_warnings(counted)]
+    for warning in warnings:
+        _say(f"warning: {warning}")
+    for line in facts["first"]:
+        _say(line)
     result = {
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "versions": versions(),
@@ -100,8 +81,9 @@ def main(job: dict[str, Any]) -> None:
             "cut": facts["cut"],
             "cached": cached,
             "key": key,
+            "first": facts["first"],
         },
-        "steps": steps,
+        "steps": counted,
         "warnings": warnings,
     }
     write_json(payload["result"], result)
@@ -148,34 +130,45 @@ def _check(payload: dict[str, Any], args: dict[str, Any]) -> Checked:
     return check(payload["dataset_file"], formatting, first, args.get("stage", "sft"), args.get("max_samples"))
 
 
-def data_keys() -> frozenset[str]:
-    """The names of the installed LLaMA-Factory's data arguments, read from its source: importing it takes seconds."""
-    spec = importlib.util.find_spec("llamafactory")
-    if spec is None or not spec.submodule_search_locations:
+def _convert(payload: dict[str, Any], args: dict[str, Any], checked: Checked) -> None:
+    """The file as LLaMA-Factory can read it, where dataset_info.json names that; launch has decided it."""
+    file, target = Path(payload["dataset_file"]), payload.get("convert_to")
+    entry = next(iter(_entries(args).values()), {})
+    if target:
+        columns = used_columns(checked.formatting, entry)
+        answers = {columns[role] for role in ("response", "chosen", "rejected") if role in columns}
+        try:
+            tables.convert(file, Path(target), columns.values(), answers)
+        except BadData as error:
+            refuse(f"dataset.path={error}")
+    elif checked.convert.startswith("it is "):
+        refuse(f"dataset.path={file}: {checked.convert}, which it was not at launch; launch anew")
+
+
+def _fits(facts: dict[str, Any], args: dict[str, Any]) -> None:
+    """A template can have words that the tokenizer must first be given, by numbers that the model has no rows for."""
+    model = Path(args["model_name_or_path"])
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        known = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        return
+    if isinstance(known, int) and facts["largest_id"] >= known and not args.get("resize_vocab"):
         refuse(
-            f"cluster.python={sys.executable}: it has no LLaMA-Factory; name one that has (pip install llamafactory)"
+            f"model.template={args.get('template')}: it needs token {facts['largest_id']}, and the model in {model} "
+            f"has only {known} (vocab_size); take the template that the model was made for, or train.resize_vocab=true"
         )
-    source = Path(next(iter(spec.submodule_search_locations))) / "hparams" / "data_args.py"
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    return frozenset(
-        field.target.id
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == "DataArguments"
-        for field in node.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    )
 
 
-def shaping_args(args: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    """Of a train.yaml's arguments, those that shape the rows; ``keys`` are LLaMA-Factory's data arguments."""
-    return {
-        name: value
-        for name, value in args.items()
-        if (name in keys and name not in _IDLE_KEYS)
-        or name in _TOKENIZER_KEYS
-        or name in _TRAINING_KEYS
-        or name.startswith(_PROCESSOR_PREFIXES)
-    }
+def _cut(facts: dict[str, Any], args: dict[str, Any]) -> list[str]:
+    if not facts["cut"]:
+        return []
+    limit = args.get("cutoff_len", 2048)
+    return [f"{facts['cut']} of {facts['train_rows']} rows reach cutoff_len={limit} and are cut there"]
+
+
+def _say(line: str) -> None:
+    print(f"pkuslurm: {line}", file=sys.stderr, flush=True)
 
 
 def cache_key(args: dict[str, Any], keys: frozenset[str]) -> str:
@@ -201,7 +194,7 @@ def cache_key(args: dict[str, Any], keys: frozenset[str]) -> str:
     files = sorted({file for pattern in _TOKENIZER_FILES for file in model.glob(pattern) if file.is_file()})
     known = versions()
     whole = {
-        "form": 1,
+        "form": 2,
         "args": shaping,
         "data": sources,
         "tokenizer": {file.name: hash_file(file) for file in files},
@@ -242,71 +235,6 @@ def _tokenize_into(folder: Path, args: dict[str, Any], keys: frozenset[str], che
         shutil.rmtree(work, ignore_errors=True)
 
 
-def tokenize(args: dict[str, Any], keys: frozenset[str], target: Path, scratch: Path) -> dict[str, Any]:
-    """Let LLaMA-Factory tokenize into ``target``; returns counts. ``scratch`` takes its caches."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
-    from llamafactory.hparams import get_train_args
-    from llamafactory.model import load_tokenizer
-
-    # Its cache of intermediate tables is worth nothing afterwards. Relative, because its lock file has the whole path
-    # in its *name*, and a name may have 255 bytes: some 70 Chinese characters.
-    before = Path.cwd()
-    os.chdir(scratch)
-    datasets.config.HF_DATASETS_CACHE = "datasets"
-    settings = shaping_args(args, keys)
-    settings |= {name: args[name] for name in ("dataset_dir", "preprocessing_num_workers") if name in args}
-    # never the whole train.yaml: what it says of devices, precision or DeepSpeed may be refused on this node
-    settings |= {"tokenized_path": str(target), "output_dir": str(scratch / "output")}
-    settings |= {"use_cpu": True, "report_to": "none", "do_train": True}
-    try:
-        model_args, data_args, training_args, finetuning_args, _ = get_train_args(settings)
-        tokenizer = load_tokenizer(model_args)
-        template = get_template_and_fix_tokenizer(tokenizer["tokenizer"], data_args)
-        module = get_dataset(template, model_args, data_args, training_args, stage=finetuning_args.stage, **tokenizer)
-    except DatasetGenerationError as error:
-        refuse(f"dataset: it cannot be made a table ({error.__cause__ or error}); do all rows have the same form?")
-    except RuntimeError as error:
-        if "Cannot find" in str(error):
-            refuse("dataset: no row is left that can be trained on; see the log for what LLaMA-Factory dropped")
-        raise
-    finally:
-        os.chdir(before)
-    return _count(module, args)
-
-
-def _count(module: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
-    train = module.get("train_dataset")
-    held_out = module.get("eval_dataset")
-    parts = list(held_out.values()) if isinstance(held_out, dict) else [held_out] if held_out is not None else []
-    lengths = [] if train is None else _lengths(train)
-    packed = bool(args.get("packing") or args.get("neat_packing") or args.get("stage") == "pt")
-    limit = args.get("cutoff_len", 2048)
-    eval_rows = sum(len(part) for part in parts)
-    return {
-        "train_rows": len(lengths),
-        "eval_rows": eval_rows,
-        "kept": len(lengths) + (0 if args.get("eval_dataset") else eval_rows),
-        "tokens": sum(lengths),
-        # a packed row is always full, which says nothing of what went into it
-        "cut": None if packed else sum(length >= limit for length in lengths),
-    }
-
-
-def _lengths(dataset: Any) -> list[int]:
-    """Tokens of each row; of a pair of answers, the longer one."""
-    names = [name for name in ("input_ids", "chosen_input_ids", "rejected_input_ids") if name in dataset.column_names]
-    table = dataset.with_format(None)
-    return [
-        max(len(batch[name][row]) for name in names)
-        for batch in table.select_columns(names).iter(batch_size=1000)
-        for row in range(len(batch[names[0]]))
-    ]
-
-
 def publish(source: Path, target: Path) -> None:
     """``target`` becomes a copy of the tree ``source``, by hard links where both lie on one file system.
 
@@ -330,37 +258,3 @@ def _link(source: str, target: str) -> str:
     except OSError:
         shutil.copy2(source, target)
     return target
-
-
-def step_arithmetic(rows: int, args: dict[str, Any], ranks: int) -> dict[str, int]:
-    """Optimizer steps as the trainer will count them: batches are dealt to the ranks, an odd one is filled up."""
-    per_device = int(args.get("per_device_train_batch_size", 8))
-    accumulation = int(args.get("gradient_accumulation_steps", 1))
-    whole = math.floor if args.get("dataloader_drop_last") else math.ceil
-    batches = whole(whole(rows / per_device) / ranks)
-    per_epoch = max(math.ceil(batches / accumulation), 1)
-    total = int(args.get("max_steps", -1))
-    if total <= 0:
-        total = math.ceil(float(args.get("num_train_epochs", 3.0)) * per_epoch)
-    return {
-        "rows": rows,
-        "ranks": ranks,
-        "per_device": per_device,
-        "gradient_accumulation": accumulation,
-        "effective_batch": ranks * per_device * accumulation,
-        "per_epoch": per_epoch,
-        "total": total,
-    }
-
-
-def _warnings(facts: dict[str, Any], steps: dict[str, int], args: dict[str, Any]) -> list[str]:
-    found = []
-    if facts["cut"]:
-        limit = args.get("cutoff_len", 2048)
-        found.append(f"{facts['cut']} of {facts['train_rows']} rows reach cutoff_len={limit} and are cut there")
-    if steps["effective_batch"] > steps["rows"]:
-        found.append(
-            f"one step takes {steps['effective_batch']} rows and there are {steps['rows']}: "
-            "lower train.gradient_accumulation_steps or train.per_device_train_batch_size"
-        )
-    return found

@@ -1,202 +1,245 @@
 """Is the data what LLaMA-Factory wants? It drops bad rows with a warning that nobody reads, or dies in a worker.
 
-Here every row is looked at first: what would crash is refused by its number, what would be dropped is counted.
+Here every row is looked at first, by launch and again by prepare: what would crash is refused by its number, what would
+be dropped is counted, and the first row that is trained on is shown.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-# LLaMA-Factory's names of columns and of roles where dataset_info.json says nothing
-_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
-_TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
+from .entry import RANKING, asked, columns_of, show, tags_of, used_columns
+from .tables import SMALL, BadData, Row, Table, open_table
 
-
-class BadData(Exception):
-    """What is wrong with the file, in one line that names the row and what to do."""
+__all__ = ["BadData", "Checked", "check", "look"]
 
 
 @dataclass
 class Checked:
-    """``rows`` in the file (None where only LLaMA-Factory can read it); ``dropped``: reason -> number of rows."""
+    """``rows`` in the file (None where that cannot be told), of which ``looked_at`` were judged; ``dropped``: reason ->
+    number of rows; ``convert``: why LLaMA-Factory cannot be given the file itself; ``first``: the first usable row.
+    """
 
     formatting: str
     rows: int | None = None
+    looked_at: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    empty: int = 0
     warnings: list[str] = field(default_factory=list)
+    convert: str = ""
+    first: str = ""
 
 
-def check(file: str, formatting: str, entry: dict[str, Any], stage: str, most: int | None = None) -> Checked:
-    """Read ``file`` and look at its rows (the first ``most``, if given) as ``entry`` of dataset_info.json describes
-    them. Only the answers' side of stage ``sft`` is judged; other stages are left to LLaMA-Factory.
+def check(file: str, formatting: str, entry: Mapping[str, Any], stage: str, most: int | None = None) -> Checked:
+    """Read ``file``; look at its rows (the first ``most``, if given) as ``entry`` of dataset_info.json describes them.
 
     Raises BadData where the training would fail, or where no row would be left.
     """
     path = Path(file)
     if not path.is_file():
         raise BadData(f"{file}: there is no such file")
-    rows = read(path)
-    if rows is None:
+    table = open_table(path)
+    if table is None:
         return Checked("alpaca" if formatting == "auto" else formatting)
-    if not rows:
-        raise BadData(f"{file}: it holds no row")
-    if formatting == "auto":
-        formatting = "sharegpt" if "conversations" in rows[0] else "alpaca"
-    checked = Checked(formatting, len(rows))
-    if stage != "sft" or entry.get("ranking") or formatting not in ("alpaca", "sharegpt"):
-        return checked
-    # a block of columns or tags resets those that it leaves out
-    columns = entry.get("columns") or _COLUMNS
-    rows = rows[:most] if most else rows
-    try:
-        if formatting == "alpaca":
-            _alpaca(rows, columns, checked)
-        else:
-            _sharegpt(rows, columns, entry.get("tags") or _TAGS, checked)
-    except BadData as error:
-        raise BadData(f"{file}: {error}") from None
-    dropped = sum(checked.dropped.values())
-    reasons = ", ".join(f"{number} {reason}" for reason, number in checked.dropped.most_common())
-    if dropped >= len(rows):
-        raise BadData(f"{file}: none of {len(rows)} rows can be used ({reasons})")
-    if dropped:
-        checked.warnings.append(f"{dropped} of {len(rows)} rows are dropped: {reasons}")
+    with closing(table):
+        head = list(islice(table.rows, 1))
+        if formatting == "auto":
+            formatting = "sharegpt" if head and "conversations" in head[0] else "alpaca"
+        table.rows = chain(head, table.rows)
+        return look(path, table, formatting, entry, stage, most)
+
+
+def look(
+    path: Path,
+    table: Table,
+    formatting: str,
+    entry: Mapping[str, Any],
+    stage: str,
+    most: int | None = None,
+    limit: int | None = None,
+) -> Checked:
+    """Walk ``table`` once. ``limit``: of a large file only so many rows. Raises BadData."""
+    checked = Checked(formatting, convert=table.convert)
+    judge = _judge(path, formatting, entry, stage, checked)
+    if table.size <= SMALL:
+        limit = None
+    kinds: dict[str, set[type]] = {}
+    number = 0
+    for row in islice(table.rows, limit):
+        number += 1
+        for name, value in row.items():
+            kinds.setdefault(name, set()).add(type(value))
+        if most is not None and number > most:
+            continue
+        try:
+            reason = judge(row)
+        except BadData as error:
+            raise BadData(f"{path}: row {number}: {error}") from None
+        checked.looked_at += 1
+        if reason:
+            checked.dropped[reason] += 1
+        elif not checked.first:
+            checked.first = show(row, formatting, entry, stage)
+    if not number:
+        raise BadData(f"{path}: it holds no row")
+    checked.rows = table.total(number) if number == limit else number
+    _judge_whole(path, checked, kinds, entry, stage)
     return checked
 
 
-def read(path: Path) -> list[dict[str, Any]] | None:
-    """The rows of a json, jsonl or csv file; None for a form that needs a library. Raises BadData."""
-    if path.suffix not in (".json", ".jsonl", ".csv"):
-        return None
-    try:
-        data = path.read_bytes()
-        if data.startswith(b"\xef\xbb\xbf") and path.suffix != ".csv":
-            raise BadData(f"{path}: it begins with a byte order mark; save it as UTF-8 without one")
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise BadData(f"{path}: it is not UTF-8 (GBK?); save it as UTF-8") from None
-    except OSError as error:
-        raise BadData(f"{path}: it cannot be read ({error.strerror})") from None
-    if path.suffix == ".csv":
-        return list(csv.DictReader(text.removeprefix("\ufeff").splitlines(keepends=True)))
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise BadData(f"{path}: it is not JSON ({error})") from None
-        where = "row"
-    else:
-        rows, where = _lines(path, text), "line"
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise BadData(f"{path}: {where} {number} is no object {{…}}")
-    if len(rows) == 1 and any(isinstance(v, list) and v and isinstance(v[0], dict) for v in rows[0].values()):
-        inner = [key for key, value in rows[0].items() if isinstance(value, list)]
-        if len(rows[0]) == 1 and inner != ["conversations"] and inner != ["messages"]:
-            raise BadData(f"{path}: its rows are inside {inner[0]!r}; the file must be the list itself")
-    return list(rows)
+def _judge_whole(
+    path: Path, checked: Checked, kinds: Mapping[str, set[type]], entry: Mapping[str, Any], stage: str
+) -> None:
+    used = used_columns(checked.formatting, entry)
+    for column in used.values():
+        if column not in kinds:
+            found = ", ".join(list(kinds)[:8])
+            raise BadData(
+                f"{path}: no row has the column {column!r} (found: {found}); "
+                "name the columns by dataset.columns={prompt: …, response: …}"
+            )
+    dropped = checked.dropped.total()
+    reasons = ", ".join(f"{number} {reason}" for reason, number in checked.dropped.most_common())
+    if dropped >= checked.looked_at or (stage == "pt" and checked.empty >= checked.looked_at):
+        reasons = reasons or "without a text"
+        raise BadData(f"{path}: none of {checked.looked_at} rows can be used ({reasons})")
+    if dropped:
+        checked.warnings.append(f"{dropped} of {checked.looked_at} rows are dropped: {reasons}")
+    if checked.empty:
+        checked.warnings.append(f"{checked.empty} rows are empty or have an empty answer: they teach to say nothing")
+    mixed = [name for name, types in kinds.items() if name not in used.values() and _mixed(types)]
+    if mixed and not checked.convert:
+        checked.convert = f"{mixed[0]!r} is of several types, which no table can hold; it is left out"
 
 
-def _lines(path: Path, text: str) -> list[Any]:
-    rows = []
-    # not splitlines(): U+2028 inside a text ends no line of JSON
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number == 1:
-                # one object over many lines
-                try:
-                    return [json.loads(text)]
-                except ValueError:
-                    pass
-            raise BadData(f"{path}: line {number} is not JSON ({error})") from None
-    return rows
+def _mixed(types: set[type]) -> bool:
+    return len({float if kind is int else kind for kind in types if kind is not type(None)}) > 1
 
 
-def _alpaca(rows: list[dict[str, Any]], columns: dict[str, Any], checked: Checked) -> None:
-    names = {name for row in rows for name in row}
-    for role in ("prompt", "query", "response", "system", "history"):
-        column = columns.get(role)
-        if column and column not in names:
-            found = ", ".join(sorted(names)[:8])
-            hint = f"name the columns by dataset.columns={{{', '.join(_guess(columns, names))}}}"
-            raise BadData(f"no row has the column {column!r} (found: {found}); {hint}")
-    for role in ("prompt", "query", "system"):
-        _texts(rows, columns.get(role))
-    response = columns.get("response")
-    if not response:
-        raise BadData("dataset.columns names no response: there is nothing to learn")
-    _texts(rows, response)
-    empty = 0
-    for row in rows:
-        if row.get(response) is None:
-            checked.dropped["without an answer"] += 1
-        elif not row[response].strip():
-            empty += 1
-    if empty:
-        checked.warnings.append(f"{empty} rows have an empty answer: they teach to say nothing")
+def _judge(
+    path: Path, formatting: str, entry: Mapping[str, Any], stage: str, checked: Checked
+) -> Callable[[Row], str | None]:
+    """What tells of a row why it will be dropped (None: it is used), and raises BadData where it would crash."""
+    columns, tags = columns_of(entry), tags_of(entry)
+    pairs = bool(entry.get("ranking"))
+    if stage in RANKING and not pairs:
+        raise BadData(
+            f"{path}: train.stage={stage} learns from pairs of answers (columns prompt, chosen, rejected); "
+            "name them by dataset.columns={prompt: …, chosen: …, rejected: …}, or use train.stage=sft"
+        )
+    if pairs and stage not in RANKING:
+        raise BadData(
+            f"{path}: its rows are pairs of answers (chosen, rejected), which train.stage={stage} does not read; use "
+            "train.stage=dpo, or take the better answer: dataset.columns={prompt: …, response: …}"
+        )
+    answer = _Answer(columns, stage, pairs, checked)
+    if formatting == "alpaca":
+        if stage in ("sft", "kto") and not columns.get("response"):
+            raise BadData(f"{path}: dataset.columns names no response: there is nothing to learn")
+        return lambda row: _alpaca(row, columns, answer)
+    if formatting == "sharegpt":
+        asks = {tags.get("user_tag"), tags.get("observation_tag")} - {None}
+        answers = {tags.get("assistant_tag"), tags.get("function_tag")} - {None}
+        if not tags.get("role_tag") or not tags.get("content_tag") or not asks or not answers:
+            raise BadData(f"{path}: dataset.tags must name role_tag, content_tag, user_tag and assistant_tag")
+        return lambda row: _sharegpt(row, columns, tags, asks, answers, answer)
+    return lambda row: None
 
 
-def _guess(columns: dict[str, Any], names: set[str]) -> list[str]:
-    """``role: column`` for those that are there, with the usual other names."""
-    usual = {
-        "prompt": ("instruction", "prompt", "question", "query", "input", "text"),
-        "response": ("output", "response", "answer", "completion", "target"),
-    }
-    found = []
-    for role, words in usual.items():
-        known = next((word for word in (columns.get(role), *words) if word in names), f"<{role}>")
-        found.append(f"{role}: {known}")
-    return found
+@dataclass(frozen=True)
+class _Answer:
+    """How a stage finds the answer of a row."""
+
+    columns: Mapping[str, Any]
+    stage: str
+    pairs: bool
+    checked: Checked
+
+    def alpaca(self, row: Row) -> str | None:
+        if self.pairs:
+            chosen, rejected = (_text(row, self.columns.get(role)) for role in ("chosen", "rejected"))
+            return None if chosen is not None and rejected is not None else "without two answers"
+        response = _text(row, self.columns.get("response"))
+        if self.stage in ("pt", "ppo"):
+            return None
+        if response is None:
+            return "without an answer"
+        if not response.strip():
+            self.checked.empty += 1
+        return self.tagged(row)
+
+    def tagged(self, row: Row) -> str | None:
+        tag = self.columns.get("kto_tag")
+        return None if not tag or isinstance(row.get(tag), bool) else f"whose {tag!r} is neither true nor false"
 
 
-def _texts(rows: list[dict[str, Any]], column: str | None) -> None:
+def _alpaca(row: Row, columns: Mapping[str, Any], answer: _Answer) -> str | None:
+    for role in ("prompt", "query", "system", "tools"):
+        _text(row, columns.get(role))
+    history = row.get(columns.get("history") or "")
+    if isinstance(history, list):
+        for pair in history:
+            if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise BadData(f"{columns['history']!r} must be a list of pairs [question, answer]")
+    if answer.stage == "pt" and not asked(row, columns).strip():
+        answer.checked.empty += 1
+    return answer.alpaca(row)
+
+
+def _text(row: Row, column: str | None) -> str | None:
     """A column holds text or nothing: numbers among texts break the table, and numbers alone are no answers."""
-    for number, row in enumerate(rows, 1):
-        if column and not isinstance(row.get(column), str | None):
-            kind = type(row[column]).__name__
-            raise BadData(f"row {number}: {column!r} is no text but {kind}; write it as a text")
+    value = row.get(column) if column else None
+    if value is not None and not isinstance(value, str):
+        raise BadData(f"{column!r} is no text but {type(value).__name__}; write it as a text")
+    return value
 
 
-def _sharegpt(rows: list[dict[str, Any]], columns: dict[str, Any], tags: dict[str, Any], checked: Checked) -> None:
+def _sharegpt(
+    row: Row, columns: Mapping[str, Any], tags: Mapping[str, Any], asks: set[Any], answers: set[Any], answer: _Answer
+) -> str | None:
     messages_of = columns.get("messages") or "conversations"
-    role_of, text_of = tags.get("role_tag"), tags.get("content_tag")
-    asks = {tags.get("user_tag"), tags.get("observation_tag")} - {None}
-    answers = {tags.get("assistant_tag"), tags.get("function_tag")} - {None}
-    if not role_of or not text_of or not asks or not answers:
-        raise BadData("dataset.tags must name role_tag, content_tag, user_tag and assistant_tag")
-    for number, row in enumerate(rows, 1):
-        messages = row.get(messages_of)
-        if not isinstance(messages, list):
-            raise BadData(f"row {number}: {messages_of!r} is no list of messages")
-        roles = []
-        for message in messages:
-            if not isinstance(message, dict) or role_of not in message:
-                raise BadData(f"row {number}: a message without {role_of!r}; is it another form? see dataset.tags")
-            if not isinstance(message.get(text_of), str):
-                raise BadData(f"row {number}: a message whose {text_of!r} is no text")
-            roles.append(message[role_of])
-        if roles and tags.get("system_tag") and roles[0] == tags["system_tag"]:
-            roles = roles[1:]
-        if not roles:
-            checked.dropped["without a message"] += 1
-        elif any(role not in (answers if turn % 2 else asks) for turn, role in enumerate(roles)):
-            checked.dropped["whose roles do not alternate"] += 1
-        elif len(roles) % 2:
-            checked.dropped["that end with a question"] += 1
+    messages = row.get(messages_of)
+    if not isinstance(messages, list):
+        raise BadData(f"{messages_of!r} is no list of messages")
+    _text(row, columns.get("system"))
+    _text(row, columns.get("tools"))
+    roles = [_role(message, tags) for message in messages]
+    if roles and tags.get("system_tag") and roles[0] == tags["system_tag"]:
+        roles = roles[1:]
+    if not roles:
+        return "without a message"
+    if any(role not in (answers if turn % 2 else asks) for turn, role in enumerate(roles)):
+        return "whose roles do not alternate"
+    if answer.pairs:
+        if len(roles) % 2 == 0:
+            return "that end with an answer before the two to choose from"
+        pair = [row.get(columns.get(role) or "") for role in ("chosen", "rejected")]
+        if any(one is None for one in pair):
+            return "without two answers"
+        if any(_role(one, tags) not in answers for one in pair):
+            raise BadData(f"{columns['chosen']!r} and {columns['rejected']!r} must be answers")
+        return None
+    if len(roles) % 2:
+        return "that end with a question"
+    if not messages[-1][tags["content_tag"]].strip():
+        answer.checked.empty += 1
+    return answer.tagged(row)
+
+
+def _role(message: object, tags: Mapping[str, Any]) -> str:
+    role_of, text_of = tags["role_tag"], tags["content_tag"]
+    if not isinstance(message, dict) or role_of not in message:
+        raise BadData(f"a message without {role_of!r}; is it another form? see dataset.tags")
+    if not isinstance(message.get(text_of), str):
+        calls = " (tool_calls are not read: write them as text)" if message.get("tool_calls") else ""
+        raise BadData(f"a message whose {text_of!r} is no text{calls}")
+    role = message[role_of]
+    if not isinstance(role, str):
+        raise BadData(f"a message whose {role_of!r} is no text")
+    return role

@@ -30,3 +30,6 @@ class Inputs:
     base: str | None
     python: str
     notes: tuple[str, ...] = ()  # what is not here (a dry run says it and goes on), what was guessed
+    facts: tuple[tuple[str, str], ...] = ()  # what is shown before anything starts: (model, …), (data, …), (steps, …)
+    convert: bool = False  # the data is not UTF-8: prepare writes a copy that is
+    disk_bytes: int = 0  # what the run will write, about

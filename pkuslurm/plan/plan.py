@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pkuslurm.config.schema import Config
+from pkuslurm.plan.resources import Request, cluster_for, request
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class JobSpec:
     parents: tuple[str, ...]
     nodes: int
     nproc_per_node: int
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ def plan(config: Config) -> RunPlan:
     jobs = []
     before: tuple[str, ...] = ()
     for kind in config.pipeline.jobs:
-        nodes, nproc = (config.nodes, config.cluster.nproc_per_node or 1) if kind == "train" else (1, 1)
-        jobs.append(JobSpec(kind, before, nodes, nproc))
+        nproc = cluster_for(config, kind).nproc_per_node or 1
+        nodes, nproc = (config.nodes, nproc) if kind == "train" else (1, 1)
+        jobs.append(JobSpec(kind, before, nodes, nproc, request(config, kind)))
         before = (kind,)
     return RunPlan(config, tuple(jobs))

@@ -1,101 +1,178 @@
-"""Where the data is and in which of LLaMA-Factory's two forms. Reads only; prepare checks every row."""
+"""Where the data is, what its columns mean, and whether its rows can be trained on. Reads only.
+
+prepare looks again, since the file may have changed by then.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pkuslurm.config.schema import Dataset
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.payload.rows import Checked, look
+from pkuslurm.payload.tables import READERS, BadData, open_table
+from pkuslurm.preflight.columns import HEAD, check_roles, describe
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
+# of a file that is too large to be read at once, so many rows are looked at here; prepare looks at all
+LIMIT = 100_000
+_EXCEL = "save it as CSV UTF-8: in Excel, 另存为 → CSV UTF-8 (逗号分隔)"
+_DOCUMENT = "save its text as .txt (train.stage=pt), or its questions and answers as CSV UTF-8"
+_PACKED = "unpack it and name the file inside"
+_REMEDIES = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".et", ".numbers"), _EXCEL),
+    **dict.fromkeys((".docx", ".doc", ".pdf", ".wps", ".odt", ".rtf"), _DOCUMENT),
+    **dict.fromkeys((".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), _PACKED),
+}
+_URLS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 
 
 @dataclass(frozen=True)
 class Found:
+    """``info``: {name: entry} of dataset_info.json, with the original file. ``convert``: prepare must write the file
+    anew first. ``rows`` of the file (None: not told here), of which ``dropped`` are of no use, by reason; ``notes``:
+    what was told and what will be done; ``first``: the first usable row, a line for each message.
+    """
+
     name: str
     file: Path
     formatting: str
     info: dict[str, Any]
+    rows: int | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    convert: bool = False
+    notes: tuple[str, ...] = ()
+    first: str = ""
+
+    @property
+    def usable(self) -> int | None:
+        """Rows that will be trained on, before max_samples and val_size; of a large file an estimate from above."""
+        return None if self.rows is None else self.rows - sum(self.dropped.values())
 
 
-def find_dataset(dataset: Dataset) -> Found:
-    """The file and LLaMA-Factory's description of it. Raises PkuslurmError where there is none or more than one."""
+def find_dataset(dataset: Dataset, stage: str = "sft", most: int | None = None) -> Found:
+    """The file, LLaMA-Factory's description of it, and what is in it; ``most`` is train.max_samples.
+
+    Raises PkuslurmError where there is none or more than one, or where its rows cannot be trained on.
+    """
     assert dataset.path is not None
-    path = Path(dataset.path).expanduser().absolute()
+    check_roles(dataset.columns, dataset.tags)
+    if dataset.name and "," in dataset.name:
+        raise PkuslurmError(f"dataset.name={dataset.name}: one dataset is wanted, by a name without a comma")
+    try:
+        file, given = _find(dataset.path, dataset.name)
+        name = dataset.name or given.pop("name", None) or file.stem.replace(",", "_").strip() or "data"
+        given.pop("name", None)
+        return _look(dataset, name, file, given, stage, most)
+    except BadData as error:
+        raise PkuslurmError(f"dataset.path={error}") from None
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PkuslurmError(f"dataset.path={dataset.path}: it cannot be read ({reason})") from None
+
+
+def _look(dataset: Dataset, name: str, file: Path, given: dict[str, Any], stage: str, most: int | None) -> Found:
+    if dataset.formatting != "auto":
+        given["formatting"] = dataset.formatting
+    table = open_table(file)
+    with nullcontext() if table is None else closing(table):
+        head = [] if table is None else list(islice(table.rows, HEAD))
+        if table is not None and not head:
+            raise BadData(f"{file}: it holds no row")
+        told = describe(str(file), head, given, dataset.columns, dataset.tags, stage)
+        entry = {"file_name": str(file), **told.entry}
+        formatting = str(entry["formatting"])
+        if table is None:
+            note = f"{file.name}: it cannot be looked at here (no pyarrow); prepare does"
+            return Found(name, file, formatting, {name: entry}, notes=(note,))
+        table.rows = chain(head, table.rows)
+        checked = look(file, table, formatting, entry, stage, most, LIMIT)
+    rows = entry.get("num_samples") or checked.rows
+    notes = (*(f"{file.name}: {note}" for note in told.notes), *_notes(file.name, checked, most))
+    return Found(
+        name, file, formatting, {name: entry}, rows, dict(checked.dropped), bool(checked.convert), notes, checked.first
+    )
+
+
+def _notes(name: str, checked: Checked, most: int | None) -> list[str]:
+    notes = []
+    if checked.convert.startswith("it is "):
+        notes.append(f"{name} {checked.convert.removeprefix('it ')}: converted to UTF-8")
+    elif checked.convert:
+        notes.append(f"{name} is written anew as lines of JSON: {checked.convert}")
+    if checked.looked_at == LIMIT and most != LIMIT:
+        notes.append(f"{name}: it is large; its first {LIMIT:,} rows were looked at, prepare looks at all")
+    return notes + checked.warnings
+
+
+def _find(given: str, name: str | None) -> tuple[Path, dict[str, Any]]:
+    """The data file and what a dataset_info.json says of it."""
+    path = Path(given).expanduser().absolute()
     if not path.exists():
-        raise PkuslurmError(f"dataset.path={dataset.path}: there is no such file or folder")
+        raise PkuslurmError(f"dataset.path={given}: there is no such file or folder")
+    entry: dict[str, Any] = {}
+    if path.name == "dataset_info.json":
+        path = path.parent
     if path.is_dir():
-        path, entry = _from_folder(path, dataset.name)
-    else:
-        entry = {}
+        described = path / "dataset_info.json"
+        path, entry = _described(described, name) if described.is_file() else (_only_file(path), {})
+    if path.is_dir():
+        path = _only_file(path)
+    if not path.exists():
+        raise PkuslurmError(f"dataset.path={given}: {path} is not there")
     if not path.is_file():
-        raise PkuslurmError(f"dataset.path={dataset.path}: {path} is not there")
-    if path.suffix not in SUFFIXES:
-        raise PkuslurmError(f"dataset.path={path}: data comes as {', '.join(SUFFIXES)}")
+        raise PkuslurmError(f"dataset.path={given}: {path} is no plain file")
+    suffix = path.suffix.lower()
+    if suffix in _REMEDIES:
+        raise PkuslurmError(f"dataset.path={path}: {suffix} cannot be trained on; {_REMEDIES[suffix]}")
+    if suffix not in READERS:
+        raise PkuslurmError(f"dataset.path={path}: data comes as {', '.join(READERS)}; name it by its form")
     if path.stat().st_size == 0:
         raise PkuslurmError(f"dataset.path={path}: the file is empty")
-    formatting = entry.get("formatting", "auto") if dataset.formatting == "auto" else dataset.formatting
-    if formatting == "auto":
-        formatting = "sharegpt" if "conversations" in first_row(path) else "alpaca"
-    entry = {"file_name": str(path), "formatting": formatting} | {
-        key: value for key, value in entry.items() if key not in ("file_name", "formatting")
-    }
-    row = first_row(path) if formatting == "alpaca" and "columns" not in entry and not dataset.columns else {}
-    if row and "input" not in row and {"instruction", "output"} <= set(row):
-        # LLaMA-Factory looks the column up in every row; a block of columns leaves unnamed ones out
-        more = {name: name for name in ("system", "history") if name in row}
-        entry["columns"] = {"prompt": "instruction", "response": "output", **more}
-    if dataset.columns:
-        entry["columns"] = dict(dataset.columns)
-    if dataset.tags:
-        entry["tags"] = dict(dataset.tags)
-    name = dataset.name or path.stem.replace(",", "_")
-    return Found(name, path, str(formatting), {name: entry})
+    return path, entry
 
 
-def _from_folder(folder: Path, name: str | None) -> tuple[Path, dict[str, Any]]:
-    described = folder / "dataset_info.json"
-    if described.is_file():
-        try:
-            entries = json.loads(described.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise PkuslurmError(f"dataset.path: {described} is not JSON ({error})") from None
-        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-            raise PkuslurmError(f"dataset.path: {described} must hold an object of objects, one for each dataset")
-        if name is None and len(entries) == 1:
-            name = next(iter(entries))
-        if name not in entries:
-            raise PkuslurmError(f"dataset.name={name}: {described} describes {', '.join(entries)}")
-        entry = dict(entries[name])
-        if "file_name" not in entry:
-            raise PkuslurmError(f"dataset.name={name}: its entry in {described} has no file_name")
-        return folder / entry["file_name"], entry
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES]
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise PkuslurmError(f"dataset.path={folder}: one data file is wanted there, found {names}; name the file")
-    return files[0], {}
-
-
-def first_row(file: Path) -> dict[str, Any]:
-    """The first row of a json, jsonl or csv file; empty where it cannot be told without a library."""
-    row: object = {}
+def _described(described: Path, name: str | None) -> tuple[Path, dict[str, Any]]:
     try:
-        if file.suffix == ".jsonl":
-            with file.open(encoding="utf-8-sig") as stream:
-                row = next((json.loads(line) for line in stream if line.strip()), {})
-        elif file.suffix == ".json":
-            text = file.read_text(encoding="utf-8-sig")
-            whole = json.loads(text) if text.lstrip().startswith("[") else json.loads(text.split("\n", 1)[0])
-            row = whole[0] if isinstance(whole, list) and whole else whole
-        elif file.suffix == ".csv":
-            with file.open(encoding="utf-8-sig", newline="") as stream:
-                row = next(islice(csv.DictReader(stream), 1), {})
-    except (ValueError, UnicodeDecodeError, csv.Error) as error:
-        raise PkuslurmError(f"dataset.path={file}: it cannot be read as {file.suffix[1:]} ({error})") from None
-    return row if isinstance(row, dict) else {}
+        entries = json.loads(described.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise PkuslurmError(f"dataset.path={described}: it is not JSON ({error})") from None
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise PkuslurmError(f"dataset.path={described}: it must hold an object of objects, one for each dataset")
+    if name is None and len(entries) == 1:
+        name = next(iter(entries))
+    if name not in entries:
+        names = ", ".join(list(entries)[:12]) + (", …" if len(entries) > 12 else "")
+        wanted = "name one by dataset.name" if name is None else "it has no such dataset"
+        key = "dataset.name" if name is None else f"dataset.name={name}"
+        raise PkuslurmError(f"{key}: {described} describes {names or 'nothing'}; {wanted}")
+    entry = dict(entries[name])
+    url = next((key for key in _URLS if key in entry), None)
+    if url is not None:
+        raise PkuslurmError(
+            f"dataset.name={name}: {described} has it at {url}={entry[url]}, and nothing is downloaded here; "
+            "download it and give the file: dataset.path=…"
+        )
+    if not isinstance(entry.get("file_name"), str):
+        raise PkuslurmError(f"dataset.name={name}: its entry in {described} has no file_name")
+    for key in ("columns", "tags"):
+        if key in entry and not isinstance(entry[key], dict):
+            raise PkuslurmError(f"dataset.name={name}: {key} of its entry in {described} must be an object")
+    return described.parent / entry.pop("file_name"), entry | {"name": name}
+
+
+def _only_file(folder: Path) -> Path:
+    there = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in there if file.suffix.lower() in READERS]
+    if not files:
+        files = [file for file in there if file.suffix.lower() in _REMEDIES]
+    if len(files) == 1:
+        return files[0]
+    below = [file for file in sorted(folder.glob("*/*")) if file.suffix.lower() in READERS] if not files else []
+    names = ", ".join(str(file.relative_to(folder)) for file in (files or below)[:8]) or "none"
+    raise PkuslurmError(f"dataset.path={folder}: one data file is wanted there, found {names}; name the file")

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from io import StringIO
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
-from pkuslurm.config.checks import check_pattern
+from pkuslurm.config.llamafactory import check_keys
+from pkuslurm.config.llamafactory import check_template as known_template
+from pkuslurm.config.pairs import check_pairs
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
+from pkuslurm.payload.steps import step_lines
 from pkuslurm.plan.inputs import Inputs, Prompt
-from pkuslurm.preflight.datasets import find_dataset
-from pkuslurm.preflight.models import check_model, find_model, guess_template, where_looked
+from pkuslurm.plan.resources import cluster_for
+from pkuslurm.preflight.datasets import Found, find_dataset
+from pkuslurm.preflight.estimate import estimate
+from pkuslurm.preflight.llamafactory import check_deepspeed, look
+from pkuslurm.preflight.models import check_model, find_model, where_looked
+from pkuslurm.preflight.prompts import prompts_of
+from pkuslurm.preflight.templates import check_template, choose_template
 from pkuslurm.render.render import TINY_MODEL
 
 T = TypeVar("T")
@@ -27,34 +33,120 @@ T = TypeVar("T")
 SMALL_BYTES = 200_000_000
 
 
-def resolve(config: Config, environ: Mapping[str, str], lenient: bool) -> Inputs:
-    """The run's inputs, absolute. ``lenient`` (a dry run): what is not here becomes a note instead of a refusal."""
-    notes = list(config.notes)
+class Template(NamedTuple):
+    """LLaMA-Factory's name, and how it was told; "": it was given."""
 
-    def here(find: Callable[[], T], otherwise: T) -> T:
+    name: str
+    why: str
+
+
+@dataclass
+class _Notes:
+    """What is said before anything starts. ``lenient`` (a dry run): what is not on this machine becomes a note."""
+
+    lenient: bool
+    notes: list[str]
+    facts: list[tuple[str, str]]
+
+    def unless_missing(self, find: Callable[[], T], otherwise: T, path: str | None) -> T:
+        """``find()``; what is here and is wrong is refused in a dry run, too."""
         try:
             return find()
         except PkuslurmError as problem:
-            if not lenient:
+            if not self.lenient or (path and Path(absolute(path)).exists()):
                 raise
-            notes.append(str(problem))
+            self.notes.append(str(problem))
             return otherwise
 
-    model = here(lambda: _model(config, environ), str(config.model.path))
-    template = here(lambda: _template(config, model), config.model.template)
+
+def resolve(config: Config, environ: Mapping[str, str], lenient: bool) -> Inputs:
+    """The run's inputs, absolute. ``lenient`` (a dry run): what is not here becomes a note instead of a refusal."""
+    said = _Notes(lenient, list(config.notes), [])
+    context = look(config)
+    if "train" in config.pipeline.jobs:
+        check_keys("train", config.train, context.keys)
+        check_pairs(config.train, context)
+        deepspeed = config.train.get("deepspeed")
+        said.unless_missing(lambda: check_deepspeed(deepspeed), None, str(deepspeed))
+    check_keys("merge", config.merge, context.keys)
+    if config.model.template != "auto":
+        known_template(config.model.template, context.keys)
+    model = said.unless_missing(lambda: _model(config, environ), str(config.model.path), config.model.path)
+    template = _template(config, model, said)
+    needed = _model_facts(config, model, template, said)
     nothing: tuple[Prompt, ...] = ()
-    prompts = here(lambda: _prompts(config), nothing)
-    name, file, formatting, info = config.dataset.name or "custom", config.dataset.path or "", "alpaca", {}
-    if config.dataset.path is not None and "train" in config.pipeline.jobs:
-        found = here(lambda: find_dataset(config.dataset), None)
-        if found is not None:
-            name, file, formatting, info = found.name, str(found.file), found.formatting, found.info
-        else:
-            info = {name: {"file_name": str(Path(file).expanduser().absolute()), "formatting": formatting}}
-    adapter = here(lambda: _folder("infer.adapter", config.infer.adapter), config.infer.adapter)
-    base = here(lambda: _known_model(config.infer.base, environ), config.infer.base)
-    python = _python(config.cluster.python)
-    return Inputs(model, template, name, info, file, formatting, prompts, adapter, base, python, tuple(notes))
+    prompts = said.unless_missing(lambda: prompts_of(config), nothing, _file(config.infer.prompts))
+    data = _dataset(config, said)
+    adapter = said.unless_missing(
+        lambda: _folder("infer.adapter", config.infer.adapter), config.infer.adapter, config.infer.adapter
+    )
+    base = said.unless_missing(lambda: _known_model(config.infer.base, environ), config.infer.base, config.infer.base)
+    return Inputs(
+        model_path=model,
+        template=template.name,
+        dataset_name=data.name,
+        dataset_info=data.info,
+        dataset_file=str(data.file),
+        formatting=data.formatting,
+        prompts=prompts,
+        adapter=adapter,
+        base=base,
+        python=_python(config.cluster.python),
+        notes=tuple(said.notes),
+        facts=tuple(said.facts),
+        convert=data.convert,
+        disk_bytes=needed,
+    )
+
+
+def _file(prompts: list[str] | str) -> str | None:
+    return prompts if isinstance(prompts, str) else None
+
+
+def _template(config: Config, model: str, said: _Notes) -> Template:
+    """LLaMA-Factory's template and how it was told; warnings where the model's tokens do not fit."""
+    given = config.model.template
+    chosen = Template(given, "")
+    if given == "auto":
+        found = said.unless_missing(lambda: choose_template(Path(model), str(config.model.path)), None, model)
+        chosen = Template(found.template, found.why) if found else Template("auto", "")
+    if Path(model).is_dir() and not config.train.get("resize_vocab"):
+        said.notes.extend(check_template(Path(model), chosen.name))
+    return chosen
+
+
+def _model_facts(config: Config, model: str, template: Template, said: _Notes) -> int:
+    """Say what the model is and what it needs; the bytes that the run will write, 0 where it is not known."""
+    told = f" ({template.why})" if template.why else ""
+    said.facts.append(("model", f"{config.model.make or model}, template {template.name}{told}"))
+    cluster = cluster_for(config, "train")
+    found = estimate(Path(model), config.train, config.nodes, cluster.nproc_per_node or 1, cluster.accelerator)
+    if found is None or "train" not in config.pipeline.jobs:
+        return 0
+    said.facts.extend(("", line) for line in found.lines)
+    return found.disk_run
+
+
+def _dataset(config: Config, said: _Notes) -> Found:
+    """The data, with what was found out about it and the steps that come of it."""
+    name, path = config.dataset.name or "custom", config.dataset.path
+    if path is None or "train" not in config.pipeline.jobs:
+        return Found(name, Path(), "alpaca", {})
+    entry = {"file_name": absolute(path), "formatting": "alpaca"}
+    missing = Found(name, Path(absolute(path)), "alpaca", {name: entry})
+    train = config.train
+    stage, most = str(train.get("stage", "sft")), train.get("max_samples")
+    found = said.unless_missing(lambda: find_dataset(config.dataset, stage, most), missing, path)
+    rows = "" if found.rows is None else f", {found.rows} rows"
+    said.facts.append(("data", f"{found.file}, {found.formatting}{rows}"))
+    said.facts.extend(("", line) for line in found.first.split("\n") if line)
+    said.notes.extend(found.notes)
+    if found.usable is not None:
+        ranks = cluster_for(config, "train").nproc_per_node or 1
+        lines, warnings = step_lines(found.usable, train, config.nodes, ranks)
+        said.facts.extend(("steps", line) for line in lines)
+        said.notes.extend(f"warning: {line}" for line in warnings)
+    return found
 
 
 def check_machine(config: Config, inputs: Inputs) -> None:
@@ -69,7 +161,7 @@ def check_machine(config: Config, inputs: Inputs) -> None:
     for key, folder in (("run_root", config.run_root), ("cache_root", config.cache_root)):
         if "," in folder:
             raise PkuslurmError(f"{key}={folder}: LLaMA-Factory splits paths at commas; give a folder without one")
-    need = SMALL_BYTES + _weights(Path(inputs.model_path)) * 2  # the merged model, and as much again while it is made
+    need = SMALL_BYTES + inputs.disk_bytes
     for key, folder in (("run_root", config.run_root), ("cache_root", config.cache_root)):
         there = _nearest_existing(Path(folder).expanduser().absolute())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -114,18 +206,6 @@ def _known_model(name: str | None, environ: Mapping[str, str], key: str = "infer
     return str(found)
 
 
-def _template(config: Config, model: str) -> str:
-    if config.model.template != "auto":
-        return config.model.template
-    guessed = guess_template(Path(model))
-    if guessed is None:
-        raise PkuslurmError(
-            f"model.template=auto: which chat template {model} wants cannot be told; "
-            "write model.template=qwen, llama3, … as in LLaMA-Factory's list"
-        )
-    return guessed
-
-
 def _folder(key: str, path: str | None) -> str | None:
     if path is None:
         return None
@@ -135,68 +215,7 @@ def _folder(key: str, path: str | None) -> str | None:
     return str(folder)
 
 
-def _prompts(config: Config) -> tuple[Prompt, ...]:
-    if isinstance(config.infer.prompts, list):
-        rows = [Prompt(text) for text in config.infer.prompts]
-    elif "infer" in config.pipeline.jobs:
-        rows = _prompts_file(Path(config.infer.prompts).expanduser().absolute())
-    else:
-        rows = []
-    expect = config.infer.expect
-    if isinstance(expect, list):
-        if len(expect) != len(rows):
-            raise PkuslurmError(f"infer.expect: {len(expect)} expectations for {len(rows)} prompts; give one for each")
-        return tuple(Prompt(row.prompt, want, row.system) for row, want in zip(rows, expect, strict=True))
-    return tuple(Prompt(row.prompt, row.expect or expect, row.system) for row in rows)
-
-
-def _prompts_file(file: Path) -> list[Prompt]:
-    """txt: one a line; json, jsonl, csv: objects with prompt and, if wanted, expect and system."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PkuslurmError(f"infer.prompts={file}: it cannot be read ({error})") from None
-    try:
-        objects: list[Any]
-        if file.suffix == ".json":
-            objects = json.loads(text)
-        elif file.suffix == ".jsonl":
-            objects = [json.loads(line) for line in text.split("\n") if line.strip()]
-        elif file.suffix == ".csv":
-            objects = list(csv.DictReader(StringIO(text, newline="")))
-        else:
-            objects = [line.strip() for line in text.split("\n") if line.strip()]
-        if not isinstance(objects, list):
-            raise TypeError("a list is wanted")
-        rows = [_prompt(item) for item in objects]
-    except (ValueError, KeyError, TypeError, csv.Error):
-        raise PkuslurmError(
-            f"infer.prompts={file}: not a file of prompts; txt has one a line, json, jsonl and csv have a field prompt"
-        ) from None
-    for row in rows:
-        if row.expect is not None:
-            check_pattern(row.expect)
-    if not rows:
-        raise PkuslurmError(f"infer.prompts={file}: there is no prompt in it")
-    return rows
-
-
-def _prompt(item: object) -> Prompt:
-    if isinstance(item, str):
-        return Prompt(item)
-    if not isinstance(item, dict):
-        raise TypeError("a prompt is a text or an object")
-    values = (item["prompt"], item.get("expect") or None, item.get("system") or None)
-    if not all(isinstance(value, str) for value in values if value is not None) or not values[0]:
-        raise TypeError("prompt, expect and system are texts")
-    return Prompt(*values)
-
-
 def _nearest_existing(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
-
-
-def _weights(model: Path) -> int:
-    return sum(file.stat().st_size for file in model.glob("*.safetensors")) if model.is_dir() else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import status
+from pkuslurm.read import status, values
 from pkuslurm.rundir import RunDir, read_json
 
 MOST_CANDIDATES = 5
@@ -45,12 +46,12 @@ def roots(given: Sequence[Path] | None, environ: Mapping[str, str]) -> list[Path
     # the default run_root of a launch from here, which another user's list may not know
     here = Path("runs").absolute()
     known = _remembered(environ)
-    return known if here in known or not here.is_dir() else [*known, here]
+    return known if here in known or not os.path.isdir(here) else [*known, here]
 
 
 def remember(root: Path, environ: Mapping[str, str]) -> None:
     """Add ``root`` to the list in the user's state directory; where that cannot be written, --run-root helps."""
-    file = _list_file(environ)
+    file = state_file(environ)
     root = _absolute(root)
     line = os.fsencode(root)
     if file is None or b"\n" in line or root in _remembered(environ):
@@ -69,7 +70,7 @@ def find(run: str | None, places: Sequence[Path]) -> Path:
     """The directory of ``run``. Raises PkuslurmError: none, or more than one; says where it looked."""
     if run == "":
         raise PkuslurmError("RUN is empty; name a run, or leave it out for the newest")
-    if run is not None and ("/" in run or run in (".", "..") or Path(run, "run.json").is_file()):
+    if run is not None and ("/" in run or run in (".", "..") or _is_run(Path(run))):
         return _by_path(run)
     known = _all(places)
     where = ", ".join(map(str, places)) or "nowhere: no launch is remembered; name the folder with --run-root"
@@ -86,30 +87,70 @@ def find(run: str | None, places: Sequence[Path]) -> Path:
             raise PkuslurmError(f"RUN {run}: {len(matching)} runs are called so: {names}; give the path")
         raise PkuslurmError(f"RUN {run}: {len(matching)} runs begin so: {names}; type more of it")
     if not matching:
+        for place in (*places, Path()):
+            _refuse_other(run, place / run)
         raise PkuslurmError(f"RUN {run}: no such run; looked in {where}")
     return matching[0]
 
 
+def check(path: Path) -> None:
+    """Raise PkuslurmError unless run.json can be read and is of a form that this pkuslurm knows."""
+    file = RunDir(path).run_json
+    document = read_json(file)
+    if document is None:
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise PkuslurmError(f"RUN {path}: {_denied(file, error)}") from None
+        raise PkuslurmError(f"RUN {path}: run.json is damaged; its logs/ and results are still to be read by hand")
+    schema = document.get("schema_version")
+    if isinstance(schema, int) and schema > status.SCHEMA_VERSION:
+        raise PkuslurmError(f"RUN {path}: {status.NEWER.format(schema)}; upgrade pkuslurm (pip install -U pkuslurm)")
+
+
+def runs(places: Sequence[Path]) -> list[Path]:
+    """The directories of all runs, newest first."""
+    return _all(places)
+
+
 def list_runs(places: Sequence[Path]) -> list[Listed]:
     """All runs, newest first."""
-    found = []
-    for path in _all(places):
-        now = status.read(path)
-        found.append(Listed(now.run_id, path, now.created, now.state, now.name))
-    return found
+    return [Listed(now.run_id, now.path, now.created, now.state, now.name) for now in status.read_many(_all(places))]
 
 
 def _by_path(run: str) -> Path:
     path = _absolute(Path(run))
-    if path.name == "run.json" and path.is_file():
+    if path.name == "run.json" and _is_run(path.parent):
         path = path.parent
-    try:
-        there = RunDir(path).run_json.is_file()
-    except OSError:
-        there = False
-    if not there:
+    if not _is_run(path):
+        _refuse_other(run, path)
         raise PkuslurmError(f"RUN {run}: there is no run (no run.json) at {path}")
     return path
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run is there. Raises PkuslurmError where it is not to be seen by this user."""
+    file = RunDir(path).run_json
+    try:
+        return stat.S_ISREG(os.stat(file).st_mode)
+    except PermissionError as error:
+        raise PkuslurmError(f"RUN {path}: {_denied(file, error)}") from None
+    except (OSError, ValueError):  # a name too long, a null byte
+        return False
+
+
+def _refuse_other(run: str, path: Path) -> None:
+    """Say what it is that is there, where that is no run: a file, a sweep."""
+    with suppress(OSError, ValueError):
+        if path.is_file():
+            raise PkuslurmError(f"RUN {run}: {path} is a file; name the run's folder")
+        if (path / "sweep.json").is_file():
+            raise PkuslurmError(f"RUN {run}: it is a sweep, which is not yet read as a whole; name one run: {path}/<n>")
+
+
+def _denied(file: Path, error: OSError) -> str:
+    hint = "; ask its owner to launch with access=group" if isinstance(error, PermissionError) else ""
+    return f"{file}: {error.strerror or error}{hint}"
 
 
 def _absolute(path: Path) -> Path:
@@ -125,17 +166,18 @@ def _all(places: Sequence[Path]) -> list[Path]:
     for place in dict.fromkeys(places):
         with suppress(OSError):
             for path in place.iterdir():
-                with suppress(OSError):
+                with suppress(OSError):  # vanished meanwhile, or not to be seen by this user
                     if RunDir(path).run_json.is_file():
                         identity = path.stat()
                         created = (read_json(RunDir(path).run_json) or {}).get("created")
                         # by creation, in run.json or in the id: a copied directory's mtime says nothing
-                        when = status.unix(created) or 0.0
+                        when = values.unix(created) or 0.0
                         found.setdefault((identity.st_dev, identity.st_ino), (when, path.name, path))
     return [path for _, _, path in sorted(found.values(), reverse=True)]
 
 
-def _list_file(environ: Mapping[str, str]) -> Path | None:
+def state_file(environ: Mapping[str, str]) -> Path | None:
+    """The list of run_roots in the user's state directory; None where there is no place for one."""
     state = environ.get("XDG_STATE_HOME")
     # the XDG specification: a relative path is to be ignored
     if state and Path(state).is_absolute():
@@ -145,7 +187,7 @@ def _list_file(environ: Mapping[str, str]) -> Path | None:
 
 
 def _remembered(environ: Mapping[str, str]) -> list[Path]:
-    file = _list_file(environ)
+    file = state_file(environ)
     try:
         lines = file.read_bytes().split(b"\n") if file else []
     except OSError:

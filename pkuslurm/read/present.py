@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-from pkuslurm.read import status
+from pkuslurm.read import disk, status
 from pkuslurm.read.find import Listed
-from pkuslurm.read.text import aligned, between, duration, safe
+from pkuslurm.read.job import JobStatus
+from pkuslurm.read.text import aligned, between, duration, safe, size
 
 __all__ = [
     "answers",
@@ -22,6 +24,9 @@ __all__ = [
 COLOURS = {"COMPLETED": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "UNKNOWN": "magenta"}
 # characters; longer answers are told one below the other
 LONG = 80
+# of a setting (a list of a hundred prompts); config.yaml has the whole
+LONGEST_VALUE = 200
+MOST_PARTS = 6
 MARKS = {True: "yes", False: "NO", None: "-"}
 
 
@@ -44,29 +49,63 @@ def _wrapped(header: Sequence[str], rows: Iterable[Sequence[str]], stream: TextI
     drawn = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
     for name in header:
         # a state or a number is short: it is the sentences that wrap
-        drawn.add_column(Text(name), overflow="fold", no_wrap=name in ("state", "time", "attempt", "passed"))
+        drawn.add_column(Text(name), overflow="fold", no_wrap=name in ("state", "time", "attempt", "passed", "size"))
     for row in rows:
         drawn.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
     Console(file=stream, highlight=False).print(drawn)
 
 
 def show_runs(found: Sequence[Listed], stream: TextIO) -> None:
-    """The table of ``runs``."""
+    """The table of ``runs``, with what they take on the disk as far as that is known within a second."""
     if not found:
         print("no runs yet", file=stream)
         return
-    rows = [(item.run_id, item.state, (item.created or "-").replace("T", " ")[:16], item.name or "-") for item in found]
-    table(("run", "state", "created", "name"), rows, stream)
+    meter = disk.Meter()
+    rows = []
+    for item in found:
+        taken = meter.measure(item.path)
+        created = (item.created or "-").replace("T", " ")[:16]
+        rows.append((item.run_id, item.state, created, "-" if taken is None else size(taken), item.name or "-"))
+    table(("run", "state", "created", "size", "name"), rows, stream)
+    many = f"{len(found)} run{'s' if len(found) > 1 else ''}"
+    least = "at least " if meter.late else ""  # a slow disk: `du` takes the time that this does not
+    print(f"{many}, {least}{size(meter.total)} (hard links counted once)", file=stream)
 
 
 def show_status(now: status.RunStatus, stream: TextIO) -> None:
-    """A line of the run's own, its path, a line a job."""
+    """A line of the run's own, its path, a line a job; then the settings and where they come from, and the disk."""
     verdict = "" if now.passed is None else ", expectations met" if now.passed else ", an expectation was NOT met"
     why = f" ({safe(now.reason)})" if now.reason else ""
     print(f"{safe(now.run_id)}: {now.state}{verdict}{why}", file=stream)
     print(safe(now.path), file=stream)
     if now.jobs:
         table(("job", "state", "nodes", "time", "attempt", ""), [_row(job) for job in now.jobs], stream)
+    if chosen := settings(now.document):
+        print("\nsettings that differ from the defaults", file=stream)
+        table(("key", "value", "default", "from"), chosen, stream)
+    if parts := disk.parts(now.path):
+        told = ", ".join(f"{name} {size(count)}" for name, count in parts[:MOST_PARTS] if count)
+        print(f"\ndisk  {size(sum(count for _, count in parts))}: {safe(told)}", file=stream)
+
+
+def settings(document: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Key, value, default and origin of each setting that run.json lists, as text."""
+    found = document.get("settings")
+    return [
+        (
+            str(item.get("key", "?")),
+            _value(item.get("value")),
+            _value(item.get("default")),
+            str(item.get("origin", "-")),
+        )
+        for item in (found if isinstance(found, list) else ())
+        if isinstance(item, dict)
+    ]
+
+
+def _value(value: object) -> str:
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}…"
 
 
 def answers(rows: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
@@ -94,7 +133,7 @@ def _mark(row: Mapping[str, Any]) -> str:
     return MARKS[value] if isinstance(value, bool) else MARKS[None]
 
 
-def _row(job: status.JobStatus) -> tuple[str, ...]:
+def _row(job: JobStatus) -> tuple[str, ...]:
     seconds = between(job.started, job.finished) if job.finished or job.state == "RUNNING" else None
     words = job.reason or ""
     if job.state == "RUNNING" and job.progress:

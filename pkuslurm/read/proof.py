@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pkuslurm.read.pruned import excuses
 from pkuslurm.rundir import RunDir, read_json
 
 SCHEMA_VERSION = 1
@@ -14,8 +16,13 @@ SCHEMA_VERSION = 1
 HASHED_UP_TO = 1024 * 1024
 
 
-def marker_of(run: RunDir, run_id: str, kind: str) -> tuple[dict[str, Any] | None, str]:
-    """The marker of job ``kind`` if its artifacts are what it says, else None and what is wrong with it."""
+def marker_of(
+    run: RunDir, run_id: str, kind: str, pruned: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any] | None, str]:
+    """The marker of job ``kind`` if its artifacts are what it says, else None and what is wrong with it.
+
+    ``pruned``: what was taken away on purpose, as pruned.read gives it; what is missing there is no doubt.
+    """
     name = f"done/{kind}.json"
     try:
         run.done(kind).lstat()
@@ -30,13 +37,14 @@ def marker_of(run: RunDir, run_id: str, kind: str) -> tuple[dict[str, Any] | Non
     entries = value.get("artifacts")
     if not isinstance(entries, list) or not entries:
         return None, f"its marker {name} names no artifacts"
+    part = excuses(kind, value, pruned or {})
     for entry in entries:
-        if problem := _doubt(run.path, kind, entry):
+        if problem := _doubt(run.path, kind, entry, part):
             return None, problem
     return value, ""
 
 
-def _doubt(root: Path, kind: str, entry: object) -> str | None:
+def _doubt(root: Path, kind: str, entry: object, pruned: str | None) -> str | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
         return f"its marker done/{kind}.json is damaged"
     name = entry["path"]
@@ -57,6 +65,8 @@ def _doubt(root: Path, kind: str, entry: object) -> str | None:
             content = (root / relative).read_bytes()
             if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
                 return f"{name} has changed since it was marked complete"
+    except FileNotFoundError as error:
+        return None if pruned == relative.parts[0] else f"{name}, which its marker names: {error.strerror}"
     except OSError as error:
         return f"{name}, which its marker names: {error.strerror or error}"
     return None

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pkuslurm.config.schema import Config
+from pkuslurm.paths import absolute
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.render.accelerators import ACCELERATORS
 from pkuslurm.rundir import RunDir
@@ -27,6 +28,8 @@ def train_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:
         "template": inputs.template,
     }
     args |= {key: value for key, value in config.train.items() if key not in head}
+    if isinstance(args.get("deepspeed"), str):
+        args["deepspeed"] = absolute(args["deepspeed"])  # jobs start in the run's directory
     args |= ACCELERATORS[config.cluster.accelerator].yaml
     args["output_dir"] = str(run.adapter)
     return args

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pkuslurm.paths import PACKAGE, PAYLOAD
+from pkuslurm.paths import BOOT, PAYLOAD
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import JobSpec, RunPlan
+from pkuslurm.plan.resources import cluster_for
 from pkuslurm.render.accelerators import ACCELERATORS, COMMON_ENV, UNSET
 from pkuslurm.render.llamafactory import merge_args, to_yaml, train_args
 from pkuslurm.rundir import RunDir
@@ -20,10 +22,8 @@ from pkuslurm.rundir import RunDir
 SCHEMA_VERSION = 1
 # The model's name in the cache: the number goes up when the recipe in payload/tiny_model.py changes.
 TINY_MODEL = "tiny-1"
-# Start a module of ours from any folder, without changing what other programs import (PYTHONPATH would).
-_BOOT = (
-    "import runpy,sys; sys.path.insert(0,sys.argv.pop(1)); runpy.run_module({!r},run_name='__main__',alter_sys=True)"
-)
+# cluster.env.HF_TOKEN=${oc.env:HF_TOKEN}: the value stays where it is
+_FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RunFiles:
 
 def module_command(python: str, module: str, *arguments: str) -> list[str]:
     """``python -m module`` for a package that may not be on python's path."""
-    return [python, "-P", "-c", _BOOT.format(module), str(PACKAGE.parent), *arguments]
+    return [python, "-P", str(BOOT), module, *arguments]
 
 
 def worker_command(python: str, run: RunDir, kind: str) -> list[str]:
@@ -50,7 +50,7 @@ def render(plan: RunPlan, inputs: Inputs, run: RunDir, config_yaml: str, own_pyt
     config = plan.config
     texts: dict[str, str] = {"config.yaml": config_yaml}
     if {"train", "merge"} & set(plan.kinds):
-        texts["dataset_info.json"] = _json(inputs.dataset_info)
+        texts["dataset_info.json"] = _json(_dataset_info(inputs, run))
         texts["train.yaml"] = to_yaml(train_args(config, inputs, run))
     if "merge" in plan.kinds:
         texts["merge.yaml"] = to_yaml(merge_args(config, inputs, run))
@@ -59,12 +59,20 @@ def render(plan: RunPlan, inputs: Inputs, run: RunDir, config_yaml: str, own_pyt
     return RunFiles(run, texts, jobs)
 
 
+def _dataset_info(inputs: Inputs, run: RunDir) -> dict[str, Any]:
+    """LLaMA-Factory's description of the data; a file in another encoding is read from the copy that prepare makes."""
+    if not inputs.convert:
+        return inputs.dataset_info
+    return {name: entry | {"file_name": str(run.dataset)} for name, entry in inputs.dataset_info.items()}
+
+
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
 
 
 def _job(plan: RunPlan, job: JobSpec, inputs: Inputs, run: RunDir, own_python: str) -> dict[str, Any]:
     payload, expect = _SETTINGS[job.kind](plan, inputs, run)
+    env, env_names = _env(plan, job)
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run.run_id,
@@ -75,42 +83,58 @@ def _job(plan: RunPlan, job: JobSpec, inputs: Inputs, run: RunDir, own_python: s
         "nodes": job.nodes,
         "nproc_per_node": job.nproc_per_node,
         "first_attempt": 1,
-        "command": _command(job, inputs, run, own_python),
-        "env": _env(plan, job),
+        "command": job_command(job.kind, run, job.nodes, job.nproc_per_node, inputs.python, own_python),
+        "env": env,
+        "env_names": env_names,
         "unset": list(UNSET),
         "payload": payload | {"result": str(run.result(job.kind))},
         "expect": expect,
+    } | (_submission(plan, job, run, own_python) if plan.config.cluster.executor == "slurm" else {})
+
+
+def _submission(plan: RunPlan, job: JobSpec, run: RunDir, own_python: str) -> dict[str, Any]:
+    """What Slurm is asked for, and the worker that it starts: a retry submits the job from its file alone."""
+    return {
+        "worker": worker_command(own_python, run, job.kind),
+        "request": {
+            "options": job.request.options,
+            "setup": list(job.request.setup),
+            "signal_seconds": plan.config.resume.signal_seconds,
+        },
     }
 
 
-def _command(job: JobSpec, inputs: Inputs, run: RunDir, own_python: str) -> list[str]:
-    """The worker replaces the tokens $NODE_RANK, $MASTER_ADDR and $MASTER_PORT, which only a started job knows."""
-    if job.kind == "report":
+def job_command(kind: str, run: RunDir, nodes: int, nproc: int, python: str, own_python: str) -> list[str]:
+    """What a job's worker starts; it fills in $NODE_RANK, $MASTER_ADDR, $MASTER_PORT, which a started job has."""
+    if kind == "report":
         return module_command(own_python, "pkuslurm", "report", str(run.path))
-    payload = [str(PAYLOAD), job.kind, str(run.job(job.kind))]
-    if job.kind != "train":
-        return [inputs.python, *payload]
+    payload = [str(PAYLOAD), kind, str(run.job(kind))]
+    if kind != "train":
+        return [python, *payload]
     return [
-        inputs.python, "-m", "torch.distributed.run",
-        "--nnodes", str(job.nodes),
+        python, "-m", "torch.distributed.run",
+        "--nnodes", str(nodes),
         "--node_rank", "$NODE_RANK",
-        "--nproc_per_node", str(job.nproc_per_node),
+        "--nproc_per_node", str(nproc),
         "--master_addr", "$MASTER_ADDR",
         "--master_port", "$MASTER_PORT",
         *payload,
     ]  # fmt: skip
 
 
-def _env(plan: RunPlan, job: JobSpec) -> dict[str, str]:
-    config = plan.config
-    env = dict(COMMON_ENV) | ACCELERATORS[config.cluster.accelerator].env
+def _env(plan: RunPlan, job: JobSpec) -> tuple[dict[str, str], dict[str, str]]:
+    """Variables with their values, and those that come from the environment, by name: a secret is never written."""
+    cluster = cluster_for(plan.config, job.kind)
+    env = dict(COMMON_ENV) | ACCELERATORS[cluster.accelerator].env
     if job.kind == "train":
-        cores = config.cluster.cpus_per_task
+        cores = cluster.cpus_per_task
         # local nodes share the machine's cores: with one thread a rank they do not fight for them
         env["OMP_NUM_THREADS"] = str(max(1, cores // job.nproc_per_node)) if cores else "1"
-        if config.cluster.executor == "local":
+        if cluster.executor == "local":
             env["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo takes the host name's address, which may not answer
-    return env | {key: str(value) for key, value in config.cluster.env.items()}
+    given = {key: str(value) for key, value in cluster.env.items()}
+    names = {key: match[1] for key, value in given.items() if (match := _FROM_ENVIRONMENT.fullmatch(value))}
+    return env | {key: value for key, value in given.items() if key not in names}, names
 
 
 Settings = tuple[dict[str, Any], dict[str, Any]]
@@ -124,6 +148,7 @@ def _prepare(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
         "cache_root": plan.config.cache_root,
         "data_dir": str(run.data),
         "dataset_file": inputs.dataset_file,
+        "convert_to": str(run.dataset) if inputs.convert else None,
         "formatting": inputs.formatting,
         "train_args": train_args(plan.config, inputs, run),
         "ranks": train.nodes * train.nproc_per_node if train else 1,
@@ -167,7 +192,7 @@ def _infer(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
         "max_new_tokens": config.infer.max_new_tokens,
         "batch_size": config.infer.batch_size,
         "answers": str(run.answers),
-        "device": ACCELERATORS[config.cluster.accelerator].device,
+        "device": ACCELERATORS[cluster_for(config, "infer").accelerator].device,
     }
     if "enable_thinking" in config.train:
         payload["enable_thinking"] = config.train["enable_thinking"]  # asked in the form in which it was trained

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from pkuslurm.plan.plan import RunPlan
 from pkuslurm.render.render import RunFiles
@@ -17,8 +18,8 @@ _TAKEN_FROM = {
     },
     "slurm": {
         "NODE_RANK": "SLURM_PROCID",
-        "MASTER_ADDR": "the first host of SLURM_STEP_NODELIST",
-        "MASTER_PORT": "MASTER_PORT if set, else 10000 + SLURM_JOB_ID modulo 18000",
+        "MASTER_ADDR": "the first host of SLURM_STEP_NODELIST, its address towards the others",
+        "MASTER_PORT": "a free port of that host, chosen when the job starts",
     },
     "meet": {
         "NODE_RANK": "RANK",
@@ -28,9 +29,16 @@ _TAKEN_FROM = {
 }
 
 
-def dry_run_text(plan: RunPlan, files: RunFiles, notes: Sequence[str]) -> str:
-    """The whole dry run. Nothing was started, nothing was written."""
-    return "\n".join([*_plan(plan), "", *_notes(notes), *_tasks(plan, files), *_files(files)]) + "\n"
+def dry_run_text(
+    plan: RunPlan,
+    files: RunFiles,
+    notes: Sequence[str],
+    facts: Sequence[tuple[str, str]] = (),
+    scripts: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """The whole dry run; ``scripts``: what sbatch would be given, by kind. Nothing was started, nothing was written."""
+    parts = [*_plan(plan), *_facts(facts), "", *_notes(notes), *_tasks(plan, files), *_scripts(scripts), *_files(files)]
+    return "\n".join(parts) + "\n"
 
 
 def _plan(plan: RunPlan) -> Iterator[str]:
@@ -39,15 +47,22 @@ def _plan(plan: RunPlan) -> Iterator[str]:
     for job in plan.jobs:
         after = f" after {', '.join(job.parents)}" if job.parents else ""
         ranks = f"{job.nodes} node{'s' if job.nodes > 1 else ''} × {job.nproc_per_node}"
-        yield f"{job.kind:<8} {ranks:<12}{after}"
-    asked = {
-        key: getattr(config.cluster, key) for key in ("partition", "account", "qos", "gres", "gpus", "time", "mem")
-    }
-    sent = {key: value for key, value in asked.items() if value is not None}
-    if config.cluster.executor == "slurm" and sent:
-        yield "asks Slurm for: " + ", ".join(f"{key}={value}" for key, value in sent.items())
+        sent = ", ".join(f"{key}={value}" for key, value in job.request.options.items())
+        asks = f"; asks Slurm for {sent}" if config.cluster.executor == "slurm" and sent else ""
+        yield f"{job.kind:<8} {ranks:<12}{after}{asks}"
     if config.container.runtime != "none":
         yield f"container: {config.container.runtime}, image {config.container.image}"
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> Iterator[str]:
+    for name, text in facts:
+        yield f"{name:<8} {text}"
+
+
+def _scripts(scripts: Mapping[str, str]) -> Iterator[str]:
+    for kind, text in scripts.items():
+        yield f"# sbatch script {kind}"
+        yield text
 
 
 def _notes(notes: Sequence[str]) -> Iterator[str]:

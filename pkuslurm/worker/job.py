@@ -15,7 +15,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a run as jobs/<kind>.json holds it."""
+    """One job of a run as jobs/<kind>.json holds it.
+
+    ``env_names``: variables that get the value of another one of the job's environment (secrets are never written).
+    """
 
     run_id: str
     kind: str
@@ -26,8 +29,10 @@ class Job:
     first_attempt: int
     command: tuple[str, ...]
     env: Mapping[str, str]
+    env_names: Mapping[str, str]
     unset: tuple[str, ...]
     expect: Mapping[str, Any]
+    cwd: Path
 
 
 def load(path: Path) -> Job:
@@ -50,9 +55,7 @@ def load(path: Path) -> Job:
     command = fields.texts("command")
     if not command:
         raise PkuslurmError(f"job file {path}: command is empty")
-    env = value.get("env", {})
-    if not isinstance(env, dict) or not all(isinstance(word, str) for word in env.values()):
-        raise PkuslurmError(f"job file {path}: env must map names to strings")
+    env, env_names = fields.names("env"), fields.names("env_names")
     expect = value.get("expect") or {}
     if not isinstance(expect, dict):
         raise PkuslurmError(f"job file {path}: expect must be an object")
@@ -66,8 +69,10 @@ def load(path: Path) -> Job:
         first_attempt=fields.count("first_attempt"),
         command=command,
         env=env,
+        env_names=env_names,
         unset=fields.texts("unset"),
         expect=expect,
+        cwd=Path(str(value.get("cwd") or run_dir)),
     )
 
 
@@ -87,6 +92,12 @@ class _Fields:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise PkuslurmError(f"job file {self.path}: {name} is {words!r}, must be a list of texts")
         return tuple(words)
+
+    def names(self, name: str) -> dict[str, str]:
+        words = self.value.get(name, {})
+        if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
+            raise PkuslurmError(f"job file {self.path}: {name} must map names to strings")
+        return words
 
     def count(self, name: str) -> int:
         number = self.value.get(name, 1)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.worker import hostlist
+from pkuslurm.worker import hostlist, network
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,14 @@ def _from_slurm(environ: Mapping[str, str], nodes: int) -> Rendezvous:
             f"SLURM_PROCID={rank} on {here}, but that place in {variable}={environ[variable]} is "
             f"{hosts[rank]}: leave out --distribution=arbitrary and start one task a node"
         )
-    return Rendezvous(rank, nodes, hosts[0], _slurm_port(environ), f"SLURM_PROCID and {variable}", tuple(hosts))
+    source = f"SLURM_PROCID and {variable}"
+    # the job's script has asked the first node (head.py), whose bare name may lead itself to 127.0.1.1; a MASTER_ADDR
+    # that some shell has left is not looked at
+    if environ.get("PKUSLURM_MASTER"):
+        address, _, _ = environ["PKUSLURM_MASTER"].rpartition(":")
+        chosen = {"PKUSLURM_MASTER": environ["PKUSLURM_MASTER"].rpartition(":")[2]}
+        return Rendezvous(rank, nodes, address, _number(chosen, "PKUSLURM_MASTER", 1, 65535), source, tuple(hosts))
+    return Rendezvous(rank, nodes, hosts[0], _slurm_port(environ), source, tuple(hosts))
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
@@ -116,8 +123,7 @@ def _slurm_port(environ: Mapping[str, str]) -> int:
     if environ.get("MASTER_PORT"):
         return _number(environ, "MASTER_PORT", 1, 65535)
     job = _number(environ, "SLURM_JOB_ID", 1, 2**63)
-    # below the range that Linux hands out to clients (32768 upwards)
-    return 10000 + job % 18000
+    return network.FIRST_PORT + job % network.PORTS
 
 
 def _alone(source: str) -> Rendezvous:

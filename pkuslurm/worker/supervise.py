@@ -22,6 +22,9 @@ GRACE_SECONDS = 1.0
 # for how long a failure from before this worker's start is taken for a leftover: its author, started anew
 # beside this worker, removes it
 STALE_SECONDS = 10.0
+# for our own signal to come after the command has died of it
+OWN_SIGNAL_SECONDS = 0.5
+_SIGNALLED = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 # what the trainer ends with when it stopped on request, its checkpoint written
 STOPPED_CODE = 75
 
@@ -108,10 +111,10 @@ class Supervisor:
                     # now all hosts are known, for the list in node 0's state
                     self.recorder.write("RUNNING")
                     known_hosts = True
-            cancelled = self.signals.received if code is None else None
+            cancelled = self.signals.received if code is None or self._ended_with_us(code) else None
             if code is None:
                 self._note_last(watch)
-            elif code not in (0, STOPPED_CODE) and not self.failures():
+            elif cancelled is None and code not in (0, STOPPED_CODE) and not self.failures():
                 # the other nodes watch these files
                 self._record(None, code)
         finally:
@@ -125,6 +128,15 @@ class Supervisor:
             stopped=self._stopped or code == STOPPED_CODE,
             survivors=tuple(survivors),
         )
+
+    def _ended_with_us(self, code: int) -> bool:
+        """Whether the command died of the signal that ends us: Slurm sends it to every process, in any order."""
+        if code in (0, STOPPED_CODE):
+            return False
+        deadline = time.monotonic() + (OWN_SIGNAL_SECONDS if code in _SIGNALLED else 0.0)
+        while self.signals.received is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.signals.received is not None and all(failure.weight > 0 for failure in self.failures())
 
     def trouble(self) -> tuple[str, str] | None:
         """The state of a watched node that ended badly, and that in words."""

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pkuslurm import rundir
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.worker import completion, failures, marker
+from pkuslurm.worker import completion, failures, marker, network
 from pkuslurm.worker.failures import Failure, describe
 from pkuslurm.worker.job import Job, load
 from pkuslurm.worker.processes import Tree, end_with
@@ -93,7 +94,7 @@ def _run(job: Job, meeting: Rendezvous, recorder: Recorder, environ: Mapping[str
     )
     supervisor = Supervisor(job, recorder, signals, log)
     try:
-        tree = Tree(_command(job, meeting), job.run.path, _environment(environ, job, meeting, recorder.attempt))
+        tree = Tree(_command(job, meeting), job.cwd, _environment(environ, job, meeting, recorder.attempt))
     except PkuslurmError as error:
         failure = Failure(None, time.time(), failures.REFUSED, str(error), host=recorder.host)
         failures.record(job.run, job.kind, recorder.attempt, failure, place=meeting.node_rank * job.nproc_per_node)
@@ -103,6 +104,10 @@ def _run(job: Job, meeting: Rendezvous, recorder: Recorder, environ: Mapping[str
         _say(f"could not be ended: {', '.join(map(str, outcome.survivors))}")
 
     if outcome.cancelled is not None:
+        # srun --kill-on-bad-exit ends us where another node has failed: that is then the reason
+        trouble = supervisor.trouble()
+        if trouble is not None and trouble[0] == "FAILED":
+            return _failed(job, supervisor, replace(outcome, code=None, peer=trouble[1]))
         return _cancelled(recorder, outcome.cancelled)
     if outcome.cancelled_by is not None:
         return _end(recorder, "CANCELLED", 143, outcome.cancelled_by)
@@ -211,12 +216,32 @@ def _environment(environ: Mapping[str, str], job: Job, meeting: Rendezvous, atte
         # this variable
         "PET_SIGNALS_TO_HANDLE": "SIGQUIT",
         **kept,
+        **_interfaces(kept, meeting),
         **job.env,
+        **{name: kept[source] for name, source in job.env_names.items() if source in kept},
         **meeting.variables(),
         "NPROC_PER_NODE": str(job.nproc_per_node),
         "PKUSLURM_ATTEMPT": str(attempt),
         "PKUSLURM_NODE_RANK": str(meeting.node_rank),
     }
+
+
+def _interfaces(environ: Mapping[str, str], meeting: Rendezvous) -> dict[str, str]:
+    """Which interface the ranks talk over: the one on the way to the master, unless somebody has said another.
+
+    Left to themselves gloo takes the address of the host's name (127.0.1.1 on Debian), NCCL and HCCL the first one.
+    """
+    if meeting.nodes == 1:
+        return {}
+    try:
+        own = network.address_towards(meeting.master_addr)
+    except PkuslurmError:
+        return {}  # torchrun will say what it cannot reach
+    name = network.interface_of(own)
+    found = {"HCCL_IF_IP": own}
+    if name is not None:
+        found |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {key: value for key, value in found.items() if key not in environ}
 
 
 def _log(environ: Mapping[str, str], job: Job, recorder: Recorder) -> Log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -68,6 +69,41 @@ def sharegpt(file: Path) -> None:
     file.write_text(json.dumps(rows * 8, ensure_ascii=False), encoding="utf-8")
 
 
-def alpaca(file: Path) -> None:
-    row = {"instruction": CORPUS[2], "input": "", "output": CORPUS[3]}
-    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for _ in range(16)), encoding="utf-8")
+def alpaca_without_input(file: Path) -> None:
+    row = {"instruction": CORPUS[2], "output": CORPUS[3]}
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for _ in range(8)), encoding="utf-8")
+
+
+def table(file: Path) -> None:
+    """Alpaca's columns as csv; an answer has a comma, quotes and two lines."""
+    rows = [(CORPUS[0], "", 'paris, "of course"\nin france'), (CORPUS[2], "", CORPUS[3])]
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("instruction", "input", "output"))
+        writer.writerows(rows * 4)
+
+
+def text(file: Path) -> None:
+    """A line of plain text a row: what a pretraining goes on with."""
+    file.write_text("".join(f"{line}\n" for line in CORPUS * 30), encoding="utf-8")
+
+
+def preferences(folder: Path) -> None:
+    """A folder with dataset_info.json, whose rows have a better and a worse answer."""
+    folder.mkdir()
+    row = {"instruction": CORPUS[2], "input": "", "chosen": CORPUS[3], "rejected": CORPUS[4]}
+    (folder / "pairs.jsonl").write_text((json.dumps(row, ensure_ascii=False) + "\n") * 8, encoding="utf-8")
+    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    entry = {"file_name": "pairs.jsonl", "ranking": True, "columns": columns}
+    (folder / "dataset_info.json").write_text(json.dumps({"pairs": entry}), encoding="utf-8")
+
+
+def tensors(folder: Path) -> dict[str, bytes]:
+    """Every tensor's bytes, as they are in the files."""
+    from safetensors.torch import load_file
+
+    return {
+        name: tensor.contiguous().numpy().tobytes()
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }

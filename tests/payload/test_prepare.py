@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from pkuslurm.payload import prepare
+from pkuslurm.payload import prepare, tokens
 from pkuslurm.payload.files import hash_tree, install, write_json
-from pkuslurm.payload.rows import BadData, check
 
 KEYS = frozenset({"template", "cutoff_len", "dataset", "packing", "val_size", "max_samples", "mask_history"})
 
@@ -21,57 +20,6 @@ def jsonl(path: Path, rows: list[Any]) -> str:
 
 def row(instruction: object = "你是谁", output: object = "我是北大助手") -> dict[str, object]:
     return {"instruction": instruction, "input": "", "output": output}
-
-
-def talk(*roles: str) -> dict[str, object]:
-    return {"conversations": [{"from": role, "value": "x"} for role in roles]}
-
-
-def test_good_rows_and_rows_that_are_dropped(tmp_path: Path) -> None:
-    found = check(jsonl(tmp_path / "a.jsonl", [row(), row(output=None), row()]), "auto", {}, "sft")
-    assert (found.formatting, found.rows, dict(found.dropped)) == ("alpaca", 3, {"without an answer": 1})
-    assert found.warnings == ["1 of 3 rows are dropped: 1 without an answer"]
-    talks = [talk("human", "gpt"), talk("gpt", "human"), talk("human"), talk("system", "human", "gpt")]
-    found = check(jsonl(tmp_path / "b.jsonl", talks), "auto", {}, "sft")
-    assert found.formatting == "sharegpt"
-    assert dict(found.dropped) == {"whose roles do not alternate": 1, "that end with a question": 1}
-
-
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        ([row(), row(output=3)], "row 2: 'output' is no text but int"),
-        ([row(), row(instruction=["a"])], "row 2: 'instruction' is no text but list"),
-        ([row(output=None)], "none of 1 rows"),
-        ([{"question": "a", "answer": "b"}], "no row has the column 'instruction'"),
-        ([{"instruction": "a", "output": "b"}], "{prompt: instruction, response: output}"),
-        ([talk("gpt", "human")], "none of 1 rows"),
-        ([{"conversations": "x"}], "row 1: 'conversations' is no list"),
-        ([{"conversations": [{"role": "user", "content": "x"}]}], "see dataset.tags"),
-        ([3], "line 1 is no object"),
-    ],
-)
-def test_what_would_fail_later_is_refused_in_one_line(tmp_path: Path, rows: list[Any], words: str) -> None:
-    with pytest.raises(BadData) as caught:
-        check(jsonl(tmp_path / "d 数据.jsonl", rows), "auto", {}, "sft")
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-        ("你好".encode("gbk"), "not UTF-8"),
-        (b"[1, 2", "not JSON"),
-        (b"", "holds no row"),
-        (b'{"data": [{"instruction": "a"}]}', "inside 'data'"),
-    ],
-)
-def test_files_that_are_no_tables(tmp_path: Path, data: bytes, words: str) -> None:
-    (tmp_path / "d.json").write_bytes(data)
-    with pytest.raises(BadData, match=words):
-        check(str(tmp_path / "d.json"), "alpaca", {}, "sft")
 
 
 def make_args(tmp_path: Path, **more: Any) -> dict[str, Any]:
@@ -102,19 +50,49 @@ def test_the_key_follows_what_shapes_the_rows_and_nothing_else(tmp_path: Path) -
     assert len({first, *keys}) == len(keys) + 1
 
 
-@pytest.mark.parametrize(
-    ("rows", "args", "ranks", "per_epoch", "total"),
-    [
-        (134, {"per_device_train_batch_size": 4, "num_train_epochs": 10.0}, 2, 17, 170),
-        (90, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}, 4, 3, 9),
-        (3, {"gradient_accumulation_steps": 8}, 8, 1, 3),
-        (134, {"max_steps": 5}, 1, 17, 5),
-        (10, {"per_device_train_batch_size": 4, "dataloader_drop_last": True, "num_train_epochs": 1}, 2, 1, 1),
-    ],
-)
-def test_steps(rows: int, args: dict[str, Any], ranks: int, per_epoch: int, total: int) -> None:
-    steps = prepare.step_arithmetic(rows, args, ranks)
-    assert (steps["per_epoch"], steps["total"]) == (per_epoch, total)
+def test_a_template_that_the_model_has_no_tokens_for_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = make_args(tmp_path, template="llama3")
+    write_json(tmp_path / "model" / "config.json", {"text_config": {"vocab_size": 100}})
+    prepare._fits({"largest_id": 99}, args)
+    prepare._fits({"largest_id": 100}, args | {"resize_vocab": True})
+    with pytest.raises(SystemExit) as ended:
+        prepare._fits({"largest_id": 100}, args)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "model.template=llama3: it needs token 100" in said and "has only 100" in said
+
+
+def test_a_file_that_was_no_utf_8_only_after_launch_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = make_args(tmp_path)
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row(), ensure_ascii=False), encoding="gb18030")
+    payload = {"dataset_file": str(file), "formatting": "alpaca"}
+    checked = prepare._check(payload, args)
+    with pytest.raises(SystemExit):
+        prepare._convert(payload, args, checked)
+    assert "it is GB18030, which it was not at launch" in capsys.readouterr().err
+    prepare._convert(payload | {"convert_to": str(tmp_path / "new.jsonl")}, args, checked)
+    assert json.loads((tmp_path / "new.jsonl").read_text(encoding="utf-8")) == row()
+
+
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        assert not skip_special_tokens
+        return "".join(map(chr, ids))
+
+
+def test_what_is_masked_is_marked() -> None:
+    ids = [ord(letter) for letter in "问答问答"]
+    labels = [-100, ids[1], -100, ids[3]]
+    assert tokens._marked(ids, labels, Letters()) == "⟦问⟧答⟦问⟧答"
+    long = tokens._marked([65] * 2000, [-100] * 2000, Letters())
+    assert len(long) < 700 and "…" in long
 
 
 def test_published_data_replaces_what_was_there(tmp_path: Path) -> None:
@@ -148,29 +126,50 @@ def test_of_many_that_install_at_once_one_wins(tmp_path: Path) -> None:
     assert (target / "facts.json").is_file()
 
 
-@pytest.mark.real
-def test_real_prepare_then_again_from_the_cache(tiny_model_dir: Path, tmp_path: Path) -> None:
-    from datasets import load_from_disk
-
-    run = tmp_path / "run"
-    args = make_args(tmp_path, cutoff_len=40, use_cpu=True)
-    args["model_name_or_path"] = str(tiny_model_dir)
-    data = jsonl(tmp_path / "a.jsonl", [row(), row(output=None), row("Hi", "Hello! " * 40)])
+def make_job(tmp_path: Path, model: Path, name: str, data: bytes, entry: dict[str, Any], **args: Any) -> dict[str, Any]:
+    """A prepare job as launch writes it: a file that must be converted is named where its copy will be."""
+    run, file = tmp_path / "run", tmp_path / name
+    file.write_bytes(data)
+    convert = None if entry.pop("as_it_is", False) else str(run / "rows.jsonl")
+    write_json(run / "dataset_info.json", {"a": {"file_name": convert or str(file), **entry}})
+    base = {"model_name_or_path": str(model), "dataset": "a", "dataset_dir": str(run), "template": "qwen"}
     payload = {
         "make": "tiny",
-        "model_path": str(tiny_model_dir),
+        "model_path": str(model),
         "cache_root": str(tmp_path / "cache"),
         "data_dir": str(run / "data"),
-        "dataset_file": data,
-        "formatting": "auto",
-        "train_args": args,
+        "dataset_file": str(file),
+        "convert_to": convert,
+        "formatting": entry["formatting"],
+        "train_args": base | {"seed": 1, "cutoff_len": 40, "use_cpu": True} | args,
         "ranks": 2,
         "result": str(run / "results" / "prepare.json"),
     }
+    return {"kind": "prepare", "payload": payload}
+
+
+def result_of(tmp_path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((tmp_path / "run" / "results" / "prepare.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.mark.real
+def test_real_prepare_then_again_from_the_cache(
+    tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from datasets import load_from_disk
+
+    rows = [row(), row(output=None), row("Hi", "Hello! " * 40)]
+    data = "\n".join(json.dumps(one) for one in rows).encode()
+    job = make_job(tmp_path, tiny_model_dir, "a.jsonl", data, {"formatting": "alpaca", "as_it_is": True})
     found = []
     for _ in range(2):
-        prepare.main({"kind": "prepare", "payload": payload})
-        found.append(json.loads((run / "results" / "prepare.json").read_text())["dataset"])
+        prepare.main(job)
+        found.append(result_of(tmp_path)["dataset"])
+        said = capfd.readouterr().err
+        assert "pkuslurm: warning: 1 of 2 rows reach cutoff_len=40 and are cut there\n" in said
+        assert "pkuslurm: first row as trained: ⟦<|im_start|>system" in said
+        assert "assistant\\n⟧我是北大助手<|im_end|>" in said
     assert [one["cached"] for one in found] == [False, True]
     assert {k: found[1][k] for k in ("rows", "kept", "dropped", "cut")} == {
         "rows": 3,
@@ -178,5 +177,66 @@ def test_real_prepare_then_again_from_the_cache(tiny_model_dir: Path, tmp_path: 
         "dropped": 1,
         "cut": 1,
     }
-    assert sum(map(len, load_from_disk(str(run / "data"))["train"]["input_ids"])) == found[0]["tokens"]
+    assert sum(map(len, load_from_disk(str(tmp_path / "run" / "data"))["train"]["input_ids"])) == found[0]["tokens"]
     assert [entry.name for entry in (tmp_path / "cache" / "tokenized").iterdir()] == [found[0]["key"]]
+
+
+PAIR = {"prompt": "你是谁", "chosen": "我是北大助手", "rejected": "我不知道"}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "data", "entry", "args", "first"),
+    [
+        (
+            "a.csv",
+            "问题,答案,来源\n你是谁,007,1\n在吗,,2\n".encode("gb18030"),
+            {"formatting": "alpaca", "columns": {"prompt": "问题", "response": "答案"}},
+            {},
+            "⟧007<|im_end|>",
+        ),
+        (
+            "a.json",
+            json.dumps([PAIR, PAIR]).encode(),
+            {"formatting": "alpaca", "ranking": True, "columns": {name: name for name in PAIR}, "as_it_is": True},
+            {"stage": "dpo"},
+            "as trained (rejected): ⟦",
+        ),
+        (
+            "a.txt",
+            ("未名湖畔好读书。\n\n" * 9).encode("utf-16"),
+            {"formatting": "alpaca", "columns": {"prompt": "text"}},
+            {"stage": "pt", "cutoff_len": 16},
+            "as trained: 未名湖畔好读书。<|im_end|>",
+        ),
+    ],
+)
+def test_real_prepare_of_what_needs_more_than_reading(
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    name: str,
+    data: bytes,
+    entry: dict[str, Any],
+    args: dict[str, Any],
+    first: str,
+) -> None:
+    prepare.main(make_job(tmp_path, tiny_model_dir, name, data, dict(entry), **args))
+    result = result_of(tmp_path)
+    assert first in "\n".join(result["dataset"]["first"])
+    assert result["dataset"]["train_rows"] == result["steps"]["rows"] > 0
+
+
+@pytest.mark.real
+def test_real_words_that_the_model_lacks_and_text_that_fills_no_block(
+    tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alpaca = {"formatting": "alpaca", "as_it_is": True}
+    data = json.dumps([row()]).encode()
+    with pytest.raises(SystemExit):
+        prepare.main(make_job(tmp_path, tiny_model_dir, "a.json", data, dict(alpaca), template="llama3"))
+    assert "model.template=llama3: it needs token" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "results").exists()
+    text = alpaca | {"columns": {"prompt": "text"}}
+    with pytest.raises(SystemExit):
+        prepare.main(make_job(tmp_path, tiny_model_dir, "a.txt", b"short", text, stage="pt", cutoff_len=2000))
+    assert "train.cutoff_len=2000: all the text together" in capfd.readouterr().err

@@ -41,7 +41,7 @@ def dry_run(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def installed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where this checkout lies, and whether its path must be quoted, is nothing of a golden file's."""
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
-    monkeypatch.setattr(render, "PACKAGE", Path("/opt/pkuslurm"))
+    monkeypatch.setattr(render, "BOOT", Path("/opt/pkuslurm/boot.py"))
     monkeypatch.setattr(render, "PAYLOAD", Path("/opt/pkuslurm/payload/__main__.py"))
 
 

@@ -29,6 +29,7 @@ KUBERNETES = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "job-0", "MASTER_PO
     [
         (SLURM, 2, (1, "ascend01", 10001, ("ascend01", "ascend02"))),
         ({**SLURM, "MASTER_PORT": "1234"}, 2, (1, "ascend01", 1234, ("ascend01", "ascend02"))),
+        ({**SLURM, "PKUSLURM_MASTER": "10.0.0.9:11111", "MASTER_ADDR": "old"}, 2, (1, "10.0.0.9", 11111, None)),
         (BY_HAND, 2, (1, "10.0.0.1", 29500, ())),
         (KUBERNETES, 2, (1, "job-0", 23456, ())),
         ({**SLURM, **BY_HAND, "NODE_RANK": "0"}, 2, (0, "10.0.0.1", 29500, ())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pkuslurm.read.report.facts import gather
@@ -19,3 +20,10 @@ def write(run_dir: Path) -> Path:
     path = RunDir(run_dir).report
     write_text(path, build(run_dir))
     return path
+
+
+def export(run_dir: Path, file: Path) -> None:
+    """Write the page to ``file`` without user names, host names, paths and environment values. Raises OSError."""
+    from pkuslurm.read.report.anonymous import anonymous
+
+    write_text(file, page(anonymous(gather(run_dir), os.environ)))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from pkuslurm.read.job import JobStatus
 from pkuslurm.read.report.facts import Facts, number, objekt
 from pkuslurm.read.report.headline import pill
 from pkuslurm.read.report.markup import both, missing, section, table, text
 from pkuslurm.read.report.words import KINDS, PHASES, tone
-from pkuslurm.read.status import JobStatus
 from pkuslurm.read.text import between, duration
 
 LONGEST_VALUE = 400

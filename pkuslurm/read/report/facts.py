@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pkuslurm.read import status
+from pkuslurm.read import disk, status, values
 from pkuslurm.rundir import KINDS, RunDir, read_json, read_jsonl
 
 Json = Mapping[str, Any]
@@ -58,7 +57,8 @@ def gather(run_dir: Path) -> Facts:
         losses=losses,
         evals=evals,
         not_finite=not_finite,
-        sizes=_sizes(run_dir),
+        # its own size is not known before it is written
+        sizes=disk.parts(run_dir, without=("report.html", "report-export.html")),
     )
 
 
@@ -72,7 +72,7 @@ def objekt(value: object, *names: str) -> Json:
 def number(value: object, *names: str) -> float | None:
     """The finite number at ``names`` below ``value``."""
     *path, last = names
-    return status.number(objekt(value, *path).get(last))
+    return values.number(objekt(value, *path).get(last))
 
 
 def word(value: object, *names: str) -> str | None:
@@ -109,25 +109,9 @@ def _losses(run: RunDir) -> tuple[tuple[Point, ...], tuple[Point, ...], int]:
             continue
         for name, curve in (("loss", losses), ("eval_loss", evals)):
             value = row.get(name)
-            if (finite := status.number(value)) is not None:
+            if (finite := values.number(value)) is not None:
                 curve[step] = float(finite)
                 odd.discard(step)
             elif isinstance(value, float):
                 odd.add(step)
     return tuple(sorted(losses.items())), tuple(sorted(evals.items())), len(odd)
-
-
-def _sizes(root: Path) -> tuple[tuple[str, int], ...]:
-    parts: dict[str, int] = {}
-    for folder, _, files in os.walk(root):
-        inside = Path(folder).relative_to(root).parts
-        for name in files:
-            try:
-                size = os.lstat(os.path.join(folder, name)).st_size
-            except OSError:
-                continue
-            part = f"{inside[0]}/" if inside else ("report.html" if name == "report.html" else "*.json, *.yaml, …")
-            # its own size is not known before it is written
-            if part != "report.html":
-                parts[part] = parts.get(part, 0) + size
-    return tuple(sorted(parts.items(), key=lambda item: (-item[1], item[0])))

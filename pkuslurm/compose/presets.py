@@ -1,0 +1,172 @@
+"""Presets: the folders that they are found in, their files, and the defaults.yaml of one's own."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pkuslurm.compose.words import nearest, nearest_key
+from pkuslurm.config.parse import hint_of, is_node
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import CONF
+
+GROUPS = ("cluster", "model", "dataset", "train", "infer", "container", "pipeline", "experiment")
+# YAML 1.1 reads 1:00:00 as 3600, 0012 as 10 and 2024_01 as 202401.
+TRAP = re.compile(r"[-+]?(\d+(:[0-5]?\d)+|0[0-7_]+|[1-9]\d*(_\d+)+)")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What defaults.yaml files say: a choice for groups, values for dotted keys, and which file said it."""
+
+    choices: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def roots(config_dirs: Sequence[Path] = ()) -> tuple[Path, ...]:
+    """The folders of presets; of two with the same name, that of the first folder is taken. Ours is the last."""
+    candidates = [*config_dirs]
+    if not _is_checkout(Path("conf")):
+        candidates.append(Path("conf"))
+    with suppress(RuntimeError):  # no HOME
+        candidates.append(Path.home() / ".config" / "pkuslurm" / "conf")
+    if given := os.environ.get("PKUSLURM_CONF"):
+        if not Path(given).expanduser().is_dir():
+            raise PkuslurmError(f"PKUSLURM_CONF={given}: there is no such folder; mend the variable, or unset it")
+        candidates.append(Path(given).expanduser())
+    found = [path.resolve() for path in candidates if path.is_dir()]
+    return tuple(dict.fromkeys([path for path in found if path != CONF.resolve()] + [CONF.resolve()]))
+
+
+def _is_checkout(conf: Path) -> bool:
+    """Our own source, perhaps another version than the one that runs, is nobody's folder of presets."""
+    return (conf / "config.yaml").is_file() and (conf.absolute().parent / "pkuslurm" / "__init__.py").is_file()
+
+
+def choices(roots: Sequence[Path]) -> dict[str, list[str]]:
+    """What each group can be."""
+    found = {group: {path.stem for root in roots for path in (root / group).glob("*.yaml")} for group in GROUPS}
+    return {group: sorted(names - {"auto"}) for group, names in found.items()}
+
+
+def no_such_choice(group: str, choice: str, roots: Sequence[Path]) -> str:
+    """The refusal of a choice that there is no file for."""
+    known = choices(roots).get(group, [])
+    return f"{group}={choice}: no such choice{nearest(choice, known)}; there are: {', '.join(known)}"
+
+
+def file_of(group: str, choice: str | None, roots: Sequence[Path]) -> Path | None:
+    """The file of a choice, the one that Hydra takes."""
+    candidates = (root / group / f"{choice}.yaml" for root in roots)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def is_ours(file: Path) -> bool:
+    return file.is_relative_to(CONF.resolve())
+
+
+def load(file: Path) -> DictConfig:
+    """A file of keys, to be read only. Raises PkuslurmError with the line where it is not YAML."""
+    return _ours(file) if is_ours(file) else _load(file)
+
+
+@cache
+def _ours(file: Path) -> DictConfig:
+    return _load(file)
+
+
+def _load(file: Path) -> DictConfig:
+    try:
+        content = OmegaConf.create(text := file.read_text(encoding="utf-8")) or OmegaConf.create({})
+    except (OSError, UnicodeDecodeError) as error:
+        raise PkuslurmError(f"{file}: it cannot be read ({' '.join(str(error).split())})") from None
+    except yaml.YAMLError as error:
+        raise PkuslurmError(f"{not_yaml(error, file)}") from None
+    except OmegaConfBaseException as error:
+        raise PkuslurmError(f"{file}: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, DictConfig):
+        raise PkuslurmError(f"{file}: it holds no keys; write key: value, one a line")
+    if not is_ours(file):
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and TRAP.fullmatch(event.value):
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                found = f"{file}:{line}: {event.value}"
+                raise PkuslurmError(f"{found}: YAML reads another number here; write it in quotes: '{event.value}'")
+    return content
+
+
+def not_yaml(error: yaml.YAMLError, file: Path | str | None = None) -> str:
+    """What is wrong with a file that is not YAML, with its line."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{file or getattr(mark, 'name', '')}:{mark.line + 1 if mark else 1}: not YAML ({problem})"
+
+
+def keys_of(group: str, choice: str | None, roots: Sequence[Path], seen: tuple[Path, ...] = ()) -> dict[str, Path]:
+    """Every dotted key that a preset sets, its own defaults of the same group included, and the file that says it."""
+    file = file_of(group, choice, roots)
+    if file is None or file in seen:
+        return {}
+    content = OmegaConf.to_container(load(file))
+    assert isinstance(content, dict)
+    keys: dict[str, Path] = {}
+    for entry in content.pop("defaults", None) or []:
+        if isinstance(entry, str) and entry != "_self_" and "/" not in entry:
+            keys |= keys_of(group, entry, roots, (*seen, file))
+    whole = "@package _global_" in file.read_text(encoding="utf-8").split("\n", 1)[0]
+    return keys | dict.fromkeys(flatten(content, "" if whole else f"{group}."), file)
+
+
+def check_files(choices: Mapping[str, str], roots: Sequence[Path]) -> None:
+    """The presets in use that are not ours hold nothing that we do not know, and nothing that YAML twists."""
+    for group, choice in choices.items():
+        for key, file in keys_of(group, choice, roots).items():
+            if not is_ours(file) and hint_of(key) is None:
+                raise PkuslurmError(f"{key}: no such key{nearest_key(key)}; it stands in {file}")
+
+
+def defaults(roots: Sequence[Path]) -> Defaults:
+    """defaults.yaml of the folders of presets, the first that names a key has the word on it."""
+    chosen: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    files: dict[str, Path] = {}
+    for file in (root / "defaults.yaml" for root in roots):
+        if not file.is_file():
+            continue
+        content = OmegaConf.to_container(load(file))
+        assert isinstance(content, dict)
+        for key, value in {str(key): value for key, value in content.items()}.items():
+            if key in GROUPS and not isinstance(value, dict):
+                if key not in files and value is not None:
+                    if file_of(key, str(value), roots) is None:
+                        raise PkuslurmError(f"{no_such_choice(key, str(value), roots)}; it stands in {file}")
+                    chosen[key], files[key] = str(value), file
+                continue
+            for name, item in flatten({key: value}).items():
+                if hint_of(name) is None or is_node(name):
+                    raise PkuslurmError(f"{name}: no such key{nearest_key(name)}; it stands in {file}")
+                if name not in files:
+                    values[name], files[name] = item, file
+    return Defaults(chosen, values, files)
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,189 @@
+"""The words of a command line: settings in Hydra's grammar, and the right word for the usual slips."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pkuslurm.compose import presets
+from pkuslurm.compose.presets import GROUPS
+from pkuslurm.compose.quoting import number_of, parsed, quoted_where_needed
+from pkuslurm.compose.words import guesses, nearest_key
+from pkuslurm.config.parse import choices_of, hint_of, is_node, is_word, show
+from pkuslurm.errors import PkuslurmError
+
+# Nodes that take any key (LLaMA-Factory's, sbatch's, variables): Hydra wants `++` there; a user need not know.
+OPEN = ("train", "merge", "cluster.env", "cluster.extra", "cluster.jobs", "dataset.columns", "dataset.tags")
+KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", re.ASCII)
+FULL_WIDTH = str.maketrans("＝：", "==")
+# A path or a hub id where a choice is wanted, and where it belongs.
+PATHS = {
+    "model": "model.path",
+    "dataset": "dataset.path",
+    "container": "container.image",
+    "train": "from_yaml",
+    "infer": "infer.prompts",
+}
+
+
+def as_typed(items: Sequence[str], roots: Sequence[Path], choosing: bool = True) -> list[str]:
+    """``items`` in Hydra's grammar, each key and group once, as it was said last.
+
+    Not ``choosing``: groups have been chosen before, values alone can be typed.
+    """
+    _separate_words(items)
+    typed: dict[str, str] = {}
+    for number, item in enumerate(items):
+        name, override = _override(item, roots)
+        if not choosing and name in GROUPS:
+            raise PkuslurmError(f"{item}: the groups of this run are chosen; set single keys, or launch a new run")
+        if override.startswith("~"):
+            name = f"~{number}"  # taken away, then perhaps set again: the order counts
+        elif typed.pop(name, None) is not None and any(other.startswith("~" + name) for other in typed.values()):
+            name = f"{name} {number}"
+        typed[name] = override
+    return list(typed.values())
+
+
+def notes(items: Sequence[str]) -> tuple[str, ...]:
+    """What should be said about settings that mean what they say, but perhaps not what was meant."""
+    said = []
+    for item in items:
+        key, _, value = item.partition("=")
+        if key in ("infer.prompts", "infer.expect") and value.startswith("[") and "," not in value and "，" in value:
+            said.append(f"{key}: one text, since ， is part of it; a plain , between the texts makes several")
+    return tuple(said)
+
+
+def is_open(key: str) -> bool:
+    """Whether ``key`` is, or is below, a node that takes any key."""
+    return any(key.startswith(node + ".") for node in OPEN) or key in OPEN[2:]
+
+
+def _separate_words(items: Sequence[str]) -> None:
+    """key = value, in two or three words of the shell."""
+    for at, item in enumerate(items):
+        before, after = items[at - 1] if at else "", items[at + 1] if at + 1 < len(items) else ""
+        if item.startswith("=") and before:
+            value = item[1:] or after
+            raise PkuslurmError(
+                f"{before} {item}: write {_right(before.strip('= '), value)}, without spaces around the ="
+            )
+        if item.endswith("=") and after and "=" not in after and not after.startswith("-"):
+            raise PkuslurmError(f"{item} {after}: write {_right(item[:-1], after)}, without spaces around the =")
+        if item.startswith("-") and "=" not in item and after and "=" not in after and not after.startswith("-"):
+            raise PkuslurmError(f"{item} {after}: settings are typed without dashes: {_right(item, after)}")
+
+
+def _right(key: str, value: str) -> str:
+    """How ``key`` and ``value`` are typed, as far as we can guess."""
+    name = key.lstrip("-").replace("-", "_")
+    known = name if name in GROUPS or hint_of(name) is not None else next(iter(guesses(name)), name)
+    return f"{known}={value}"
+
+
+def _override(item: str, roots: Sequence[Path]) -> tuple[str, str]:
+    """One word: the key or group that it sets, and the override as Hydra wants it."""
+    try:
+        item.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PkuslurmError(f"{ascii(item)[1:-1]}: this is not UTF-8; type it in a UTF-8 terminal") from None
+    if item.startswith("~"):
+        return _taken_away(item)
+    key, equals, value = item.partition("=")
+    if item.startswith("-"):
+        if equals:
+            raise PkuslurmError(f"{show(item)}: settings are typed without dashes: {_right(key, value)}")
+        raise PkuslurmError(f"{item}: no such option; --help lists them")
+    name = re.sub(r"^\+{1,2}", "", key)
+    if not KEY.fullmatch(name):
+        _not_a_key(item, name)
+    if name in GROUPS and not value.startswith("{"):
+        return name, f"{name}={_choice(name, value, roots)}"
+    if not equals:
+        right = f"{name}=…" if hint_of(name) is not None else "key=value"
+        raise PkuslurmError(f"{show(item)}: a setting is typed as {right}, without spaces{_guessed(name)}")
+    if name.startswith("hydra."):
+        raise PkuslurmError(f"{name}: Hydra's own settings have no use here; leave it out")
+    if not is_open(name) and (hint_of(name) is None or is_node(name)):
+        if is_node(name):
+            raise PkuslurmError(f"{name}={show(value)}: it holds keys of its own; set one of them, {name}.key=value")
+        raise PkuslurmError(f"{name}: no such key{nearest_key(name, show(value))}")
+    if name in ("train", "merge"):
+        raise PkuslurmError(f"{name}={show(value)}: it holds keys of its own; set one of them, {name}.key=value")
+    _lost_digits(name, value)
+    return name, f"{'++' if is_open(name) else ''}{name}={_value(name, value)}"
+
+
+def _taken_away(item: str) -> tuple[str, str]:
+    name = item[1:].partition("=")[0]
+    if not KEY.fullmatch(name):
+        _not_a_key(item, name)
+    if not is_open(name) or name in OPEN:
+        raise PkuslurmError(
+            f"{item}: only single keys of train, merge and cluster.env can be taken away; write {name}=…"
+        )
+    return name, item
+
+
+def _not_a_key(item: str, name: str) -> None:
+    plain = item.translate(FULL_WIDTH)
+    key, _, value = plain.partition("=")
+    if plain != item and (hint_of(key) is not None or key in GROUPS or guesses(key)):
+        raise PkuslurmError(f"{show(item)}: ＝ and ： are other signs; write {_right(key, value)}")
+    key, colon, value = item.partition(":")
+    if colon and "=" not in item and (hint_of(key) is not None or key in GROUPS or guesses(key)):
+        raise PkuslurmError(f"{show(item)}: write {_right(key, value.strip())}, with = for :")
+    if name != name.strip():
+        raise PkuslurmError(f"{show(item)}: write it without spaces around the =")
+    if is_open(name):
+        raise PkuslurmError(f"{show(name)}: it cannot be a key; each part is letters, digits and _, a letter first")
+    raise PkuslurmError(
+        f"{show(item)}: a setting is typed as key=value, with a key such as nodes or train.learning_rate"
+    )
+
+
+def _choice(group: str, value: str, roots: Sequence[Path]) -> str:
+    """The choice of a group, looked for here: Hydra would name its search path."""
+    choice = value.strip("'\"")
+    if choice in ("", "null") and group == "experiment":
+        return "null"
+    if "/" in choice or choice.startswith((".", "~")) or re.search(r"\.(jsonl?|csv|txt|parquet|ya?ml|sif)$", choice):
+        right = f"write {PATHS[group]}={value}" if group in PATHS else "put such a file into conf/ and name it"
+        raise PkuslurmError(f"{group}={show(value)}: {group} takes one of its choices; for a path, {right}")
+    if "," in choice and not choice.startswith("["):
+        raise PkuslurmError(f"{group}={show(value)}: several values make a sweep, which needs -m")
+    if choice == "auto" and group in ("model", "dataset", "train"):
+        return choice
+    if choice.startswith("[") and group == "pipeline":
+        raise PkuslurmError(
+            f"pipeline={show(value)}: pipeline takes one of its choices; write pipeline.jobs={show(value)}"
+        )
+    if presets.file_of(group, choice, roots) is None:
+        raise PkuslurmError(presets.no_such_choice(group, show(choice), roots))
+    return choice
+
+
+def _guessed(name: str) -> str:
+    return "" if hint_of(name) is not None else nearest_key(name, "…")
+
+
+def _lost_digits(key: str, value: str) -> None:
+    """2024_01 and 0.10 are numbers for Hydra; where text is wanted, they would arrive as 202401 and 0.1."""
+    number = number_of(value) if is_word(key) or key.startswith("cluster.env.") else None
+    if number is not None and str(number) != value.strip():
+        raise PkuslurmError(
+            f"{key}={value}: this is read as the number {number}; for the text, quote it twice: \"{key}='{value}'\""
+        )
+
+
+def _value(key: str, value: str) -> str:
+    override = parsed(value)
+    if override is not None and override.is_sweep_override():
+        hint = choices_of(hint_of(key))
+        listed = f" [{show(value)}] for a list" if "list" in hint else ""
+        quoted = f" \"{key}='{show(value)}'\" for one text" if "text" in hint or is_open(key) else ""
+        right = f"write{listed}{',' if listed and quoted else ''}{quoted}" if listed or quoted else f"it must be {hint}"
+        raise PkuslurmError(f"{key}={show(value)}: several values make a sweep, which needs -m; {right}")
+    return quoted_where_needed(value, mapping=is_open(key))

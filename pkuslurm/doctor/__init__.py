@@ -1,0 +1,58 @@
+"""doctor: what is installed where, which devices and disks are there, what stands in the way, and how to mend it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+from pkuslurm.doctor import interpreter, places, site, software
+from pkuslurm.doctor.check import Check
+from pkuslurm.read.text import safe
+
+
+def main(arguments: argparse.Namespace, rest: object = ()) -> int:
+    """The verb. Returns 1 if something that pkuslurm needs is missing, else 0."""
+    checks = examine(os.environ, arguments.python)
+    if arguments.json:
+        print(json.dumps([check.to_json() for check in checks], ensure_ascii=False))
+    else:
+        _show(checks)
+    return 1 if any(check.needed and not check.ok for check in checks) else 0
+
+
+def examine(environ: Mapping[str, str], program: str | None = None) -> list[Check]:
+    """Everything that is looked at, in the order to read it."""
+    chosen = places.defaults(environ)
+    named = program or places.python(environ, chosen)
+    python = interpreter.look(shutil.which(named) or os.path.expanduser(named)) if named else interpreter.own()
+    groups: tuple[Callable[[], Iterator[Check]], ...] = (
+        software.own,
+        lambda: software.training(python, named, environ),
+        site.hardware,
+        lambda: site.programs(environ),
+        lambda: places.folders(environ, chosen),
+        lambda: site.surroundings(environ),
+    )
+    return [check for group in groups for check in group()]
+
+
+def _show(checks: list[Check]) -> None:
+    try:
+        marks = {"good": "✓", "bad": "✗", "note": "!"}
+        "✓✗".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeError, LookupError):
+        marks = {"good": "ok", "bad": "NO", "note": "!"}
+    wide = max(len(check.check) for check in checks)
+    for check in checks:
+        mark = marks["good" if check.ok else "bad" if check.needed else "note"]
+        print(f"{mark:<2} {check.check:<{wide}}  {safe(check.detail)}")
+        if check.remedy:
+            print(f"   {'':<{wide}}  -> {safe(check.remedy)}")
+    bad = [check.check for check in checks if check.needed and not check.ok]
+    notes = sum(not check.ok and not check.needed for check in checks)
+    told = f"missing: {', '.join(bad)}" if bad else "everything that pkuslurm needs is here"
+    print(f"{told}" + (f"; {notes} note{'s' if notes > 1 else ''}" if notes else ""))

@@ -1,0 +1,48 @@
+"""wait=true on Slurm: say what changes until the run has ended. The jobs do not need us."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+
+from pkuslurm.read import status
+from pkuslurm.read.rules import ENDED
+from pkuslurm.read.text import safe
+from pkuslurm.rundir import RunDir
+
+
+def follow(run: RunDir, seconds: float) -> int:
+    """Until the run has ended: 0, or 1 where a job did not complete. Ctrl-C raises KeyboardInterrupt.
+
+    One question to Slurm every ``seconds``; between them only files are looked at.
+    """
+    shown: dict[str, tuple[str, str | None]] = {}
+    while True:
+        now = status.read(run.path)
+        for job in now.jobs:
+            said = (job.state, job.reason)
+            if shown.get(job.kind) != said:
+                shown[job.kind] = said
+                with suppress(OSError):
+                    why = f": {safe(job.reason)}" if job.reason else ""
+                    print(f"{job.kind:<8} {job.state}{why}", file=sys.stderr, flush=True)
+        if all(job.state in ENDED for job in now.jobs):
+            return 0 if now.state == "COMPLETED" else 1
+        _pause(run, seconds)
+
+
+def _pause(run: RunDir, seconds: float) -> None:
+    """Until ``seconds`` have passed, or a marker or a state file shows that something has changed."""
+    before = _stamps(run)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and _stamps(run) == before:
+        time.sleep(min(1.0, seconds))
+
+
+def _stamps(run: RunDir) -> list[tuple[str, int]]:
+    found = []
+    for folder in ("state", "done"):
+        with suppress(OSError):
+            found += [(file.name, file.stat().st_mtime_ns) for file in sorted((run.path / folder).glob("*.json"))]
+    return [(name, stamp) for name, stamp in found if not name.endswith(".progress.json")]

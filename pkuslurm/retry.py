@@ -1,0 +1,96 @@
+"""``retry RUN``: every job that is not proved complete once more; what is complete is never run again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.read import status
+from pkuslurm.read.closing import closing
+from pkuslurm.rundir import RunDir, read_json, write_json
+from pkuslurm.screen import Screen
+from pkuslurm.submit.local import check_owner, run_jobs
+from pkuslurm.worker import marker
+
+
+def retry(run: RunDir) -> int:
+    """The command's exit code. Raises PkuslurmError while an old job may still be alive."""
+    check_owner(run)
+    document = read_json(run.run_json)
+    if document is None or not isinstance(document.get("jobs"), dict):
+        raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
+    kinds = [kind for kind in document["jobs"] if marker.doubt(run, run.run_id, kind) is not None]
+    if not kinds:
+        print(f"{run.run_id}: every job is complete; nothing to do", file=sys.stderr)
+        print(run.path)
+        return 0
+    if document.get("executor") == "slurm":
+        return _on_slurm(run, document, kinds)
+    return _here(run, kinds)
+
+
+def _here(run: RunDir, kinds: list[str]) -> int:
+    attempts = {kind: _next_attempt(run, kind) for kind in kinds}
+
+    def begin() -> None:
+        for kind, attempt in attempts.items():
+            _renumber(run, kind, attempt, None)
+
+    code = run_jobs(run, kinds, Screen(run, tuple(kinds)), begin=begin)
+    passed = closing(run, sys.stderr)
+    print(run.path)
+    return 1 if code == 0 and passed is False else code
+
+
+def _on_slurm(run: RunDir, document: dict[str, Any], kinds: list[str]) -> int:
+    from pkuslurm.submit import queue, slurm
+
+    living = queue.alive(document)
+    partly = any(document["jobs"][kind].get("job_id") is None or document["jobs"][kind].get("held") for kind in kinds)
+    again = [kind for kind in kinds if kind not in living]
+    if living and not partly:
+        names = ", ".join(f"{kind} ({job_id})" for kind, job_id in living.items())
+        raise PkuslurmError(f"{run.run_id}: {names} still waits or runs; let it end, or cancel it first")
+    for kind in again:
+        entry = document["jobs"][kind]
+        if entry.get("job_id") is None and not document.get("cancelled"):
+            continue  # never submitted: it goes under its first key
+        renew(run, entry, kind)
+    document["cancelled"] = None
+    write_json(run.run_json, document)
+    slurm.submit(run, kinds)
+    print(f"{run.run_id}: submitted {', '.join(again) or 'nothing new'}", file=sys.stderr)
+    print(run.path)
+    return 0
+
+
+def renew(run: RunDir, entry: dict[str, Any], kind: str) -> None:
+    """Give a job that was submitted before its next attempt and key, in run.json's ``entry`` and in its job file."""
+    attempt = _next_attempt(run, kind)
+    number = len(entry.setdefault("earlier", [])) + 1
+    # nothing is lost: also the ids of what went before
+    entry["earlier"].append({name: entry.get(name) for name in ("job_id", "key", "first_attempt")})
+    key = f"{run.run_id}-{kind}-r{number}"
+    entry.update(job_id=None, asked=None, held=False, key=key, first_attempt=attempt)
+    _renumber(run, kind, attempt, key)
+
+
+def _next_attempt(run: RunDir, kind: str) -> int:
+    """One more than the last that anything is known of; a job that never began starts as it was planned."""
+    if not run.state(kind).exists():
+        return int((read_json(run.job(kind)) or {}).get("first_attempt", 1))
+    return status.last_attempt(run.path, kind) + 1
+
+
+def _renumber(run: RunDir, kind: str, attempt: int, key: str | None) -> None:
+    job = read_json(run.job(kind))
+    if job is None:
+        raise PkuslurmError(f"{run.job(kind)}: it cannot be read")
+    job["first_attempt"] = attempt
+    if key is not None:
+        job["key"] = key
+    write_json(run.job(kind), job)
+    if run.stop(kind).exists():
+        os.unlink(run.stop(kind))

@@ -1,0 +1,132 @@
+"""The only caller of squeue, sacct, scontrol, scancel and sinfo.
+
+A command that failed or did not answer gives None, which never means "the job has ended".
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.slurm import parse
+from pkuslurm.slurm.environment import clean
+from pkuslurm.slurm.parse import Row
+
+# Slurm's own commands give up after 10 s (MessageTimeout); a hung file system must not hold us for ever
+SECONDS = 30.0
+UNKNOWN_ID = "Invalid job id specified"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``rows`` by job id. ``complete``: Slurm answered, so that an id which is missing is unknown to it."""
+
+    rows: dict[str, Row]
+    complete: bool
+    problem: str = ""
+
+
+def present() -> bool:
+    """Whether this machine can submit."""
+    return all(shutil.which(name) for name in ("sbatch", "squeue", "scontrol", "scancel"))
+
+
+def answers() -> bool:
+    """Whether there is a controller that talks to us."""
+    return present() and _run(["sinfo", "-h", "-o", "%P"]).out is not None
+
+
+def queue(job_ids: Sequence[str]) -> Answer:
+    """Jobs that the controller still knows, ended ones (MinJobAge, 5 minutes by default) included. One call."""
+    if not job_ids:
+        return Answer({}, True)
+    done = _run(["squeue", "-h", "-r", "-t", "all", "-o", parse.SQUEUE_FORMAT, "-j", ",".join(job_ids)])
+    if done.out is None:
+        # the words for a single id that was purged; several of which one is known list that one
+        return Answer({}, UNKNOWN_ID in done.problem, done.problem)
+    return Answer({row.job_id: row for row in parse.squeue(done.out)}, True)
+
+
+def accounting(job_ids: Sequence[str]) -> Answer:
+    """The same from accounting, which remembers for months, but lags by seconds and is not everywhere."""
+    if not job_ids:
+        return Answer({}, True)
+    if shutil.which("sacct") is None:
+        return Answer({}, False, "there is no sacct")
+    done = _run(["sacct", "-X", "-P", "-n", "-o", parse.SACCT_FORMAT, "-j", ",".join(job_ids)])
+    if done.out is None:
+        return Answer({}, False, done.problem)
+    return Answer({row.job_id: row for row in parse.sacct(done.out)}, True)
+
+
+def by_name(name: str) -> Answer:
+    """This user's jobs called ``name``, ended ones included; by the key a submission is found whose reply was lost."""
+    user = str(os.getuid())
+    done = _run(["squeue", "-h", "-r", "-t", "all", "-o", parse.SQUEUE_FORMAT, "-u", user, "-n", name])
+    if done.out is None:
+        return Answer({}, False, done.problem)
+    return Answer({row.job_id: row for row in parse.squeue(done.out) if row.name == name}, True)
+
+
+def partitions() -> list[parse.Partition] | None:
+    out = _run(["scontrol", "show", "partition", "-o"]).out
+    return None if out is None else parse.partitions(out)
+
+
+def accounts() -> list[str]:
+    """The accounts that this user may charge; empty where there is no accounting."""
+    if shutil.which("sacctmgr") is None:
+        return []
+    user = os.environ.get("USER") or str(os.getuid())
+    out = _run(["sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account"]).out
+    return sorted(set((out or "").split()))
+
+
+def release(job_id: str) -> None:
+    """Let a held job go. Raises PkuslurmError."""
+    done = _run(["scontrol", "release", job_id])
+    if done.out is None:
+        raise PkuslurmError(f"scontrol release {job_id}: {done.problem}")
+
+
+def cancel(job_ids: Iterable[str]) -> None:
+    """scancel. Raises PkuslurmError with Slurm's words; an id that has ended already is fine."""
+    ids = list(job_ids)
+    if not ids:
+        return
+    done = _run(["scancel", *ids])
+    if done.out is None and UNKNOWN_ID not in done.problem:
+        raise PkuslurmError(f"scancel {' '.join(ids)}: {done.problem}")
+
+
+@dataclass(frozen=True)
+class _Done:
+    out: str | None
+    problem: str = ""
+
+
+def _run(argv: Sequence[str]) -> _Done:
+    try:
+        done = subprocess.run(
+            list(argv),
+            env=clean(os.environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS,
+        )
+    except FileNotFoundError:
+        return _Done(None, f"there is no {argv[0]} on this machine")
+    except subprocess.TimeoutExpired:
+        return _Done(None, f"{argv[0]} did not answer within {SECONDS:.0f} s")
+    except OSError as error:
+        return _Done(None, f"{argv[0]}: {error.strerror or error}")
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return _Done(None, lines[-1].strip() if lines else f"{argv[0]} ended with {done.returncode}")
+    return _Done(done.stdout)

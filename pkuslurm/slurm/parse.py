@@ -1,0 +1,182 @@
+"""Slurm's answers as values. Pure: text in, rows out; only the columns that ``commands`` asks for.
+
+The JSON output is not used: its schema changes with every release, and 22.05's squeue --json ignores -j.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+# `|` separates: reasons hold spaces and commas. The name comes last, for it may hold anything.
+SQUEUE_FORMAT = "%i|%T|%S|%e|%N|%u|%r|%j"
+SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,Reason,JobName"
+
+# Slurm's state → the contract's. What is not here stays as it is.
+STATES = {
+    "CONFIGURING": "RUNNING",
+    "COMPLETING": "RUNNING",
+    "SIGNALING": "RUNNING",
+    "STAGE_OUT": "RUNNING",
+    "RESIZING": "RUNNING",
+    "SUSPENDED": "RUNNING",
+    "STOPPED": "RUNNING",
+    "BOOT_FAIL": "NODE_FAIL",
+    "DEADLINE": "TIMEOUT",
+    "REQUEUE_HOLD": "PENDING",
+    "REQUEUE_FED": "PENDING",
+    "SPECIAL_EXIT": "PENDING",
+    "RESV_DEL_HOLD": "PENDING",
+    "REVOKED": "CANCELLED",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job as Slurm has it. ``state`` is the contract's word, ``said`` Slurm's own ("CANCELLED by 1000").
+
+    Times are ISO 8601 with this machine's zone; of a pending job ``started`` is when Slurm expects to start it.
+    """
+
+    job_id: str
+    name: str
+    state: str
+    said: str
+    started: str | None = None
+    finished: str | None = None
+    nodes: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    user: str = ""
+
+    @property
+    def never_ran(self) -> bool:
+        """Killed while it waited: by Slurm itself, for a dependency that can no longer come true."""
+        return self.state == "CANCELLED" and " by " not in self.said and self.started is None
+
+
+def state(word: str) -> str:
+    """The contract's word for Slurm's, which may go on ("CANCELLED by 1234", "CANCELLED+")."""
+    first = word.split()[0].rstrip("+") if word.split() else ""
+    return STATES.get(first, first)
+
+
+def squeue(text: str) -> list[Row]:
+    """Rows of ``squeue -h -o SQUEUE_FORMAT``. Array elements keep their ``A_1``."""
+    rows = []
+    for fields in _lines(text, SQUEUE_FORMAT.count("|")):
+        job_id, word, start, end, nodes, user, reason, name = fields
+        verdict = state(word)
+        rows.append(
+            Row(
+                job_id,
+                name,
+                verdict,
+                word,
+                moment(start),
+                moment(end) if verdict not in ("PENDING", "RUNNING") else None,  # else the limit's end
+                "" if nodes in ("n/a", "(null)") else nodes,
+                "" if reason == "None" else reason,
+                None,
+                user,
+            )
+        )
+    return rows
+
+
+def sacct(text: str) -> list[Row]:
+    """Rows of ``sacct -X -P -n -o SACCT_FORMAT``."""
+    rows = []
+    for job_id, word, code, start, end, nodes, reason, name in _lines(text, SACCT_FORMAT.count(",")):
+        rows.append(
+            Row(
+                job_id,
+                name,
+                state(word),
+                word,
+                moment(start),
+                moment(end),
+                "" if nodes == "None assigned" else nodes,
+                "" if reason == "None" else reason,
+                exit_code(code),
+            )
+        )
+    return rows
+
+
+def _lines(text: str, bars: int) -> Iterator[list[str]]:
+    for line in text.split("\n"):
+        fields = line.split("|", bars)
+        if len(fields) == bars + 1:
+            yield [field.strip() for field in fields]
+
+
+def exit_code(text: str) -> int | None:
+    """``3:0`` → 3, ``0:9`` (signal 9) → 137, as a shell has it; None for anything else."""
+    code, _, number = text.partition(":")
+    if not (code.isdecimal() and number.isdecimal()):
+        return None
+    return int(code) or (128 + int(number) if int(number) else 0)
+
+
+def moment(text: str) -> str | None:
+    """Slurm's local time as ISO 8601 with zone; None for N/A, Unknown, None."""
+    try:
+        return datetime.fromisoformat(text).astimezone().isoformat() if text else None
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What a partition allows: minutes, nodes; None: no limit."""
+
+    name: str
+    state: str
+    max_minutes: int | None
+    max_nodes: int | None
+    total_nodes: int
+    default: bool
+
+
+def partitions(text: str) -> list[Partition]:
+    """Of ``scontrol show partition -o``."""
+    found = []
+    for line in text.splitlines():
+        values = dict(re.findall(r"(\w+)=(\S*)", line))
+        if "PartitionName" not in values:
+            continue
+        most = values.get("MaxNodes", "UNLIMITED")
+        total = values.get("TotalNodes", "0")
+        found.append(
+            Partition(
+                values["PartitionName"],
+                values.get("State", "UP"),
+                minutes(values.get("MaxTime", "UNLIMITED")),
+                int(most) if most.isdecimal() else None,
+                int(total) if total.isdecimal() else 0,
+                values.get("Default") == "YES",
+            )
+        )
+    return found
+
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+
+
+def minutes(text: str) -> int | None:
+    """Slurm's forms of a time (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes, rounded up; None: no limit, no time."""
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        return None
+    numbers = [int(part) for part in match["rest"].split(":")]
+    if match["days"] is not None:
+        hours, mins, seconds = [*numbers, 0, 0][:3]
+        hours += 24 * int(match["days"])
+    elif len(numbers) == 3:
+        hours, mins, seconds = numbers
+    else:
+        hours, (mins, seconds) = 0, [*numbers, 0][:2]
+    return hours * 60 + mins + (seconds > 0)

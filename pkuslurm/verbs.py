@@ -1,0 +1,130 @@
+"""The verbs over one run or over the list of runs: what the command line asked for, done, printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.read import find, present, status
+from pkuslurm.rundir import KINDS, RunDir, read_json
+
+
+def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Do ``arguments.verb``; ``rest``: words that argparse left over. Returns the exit code."""
+    verb: str = arguments.verb
+    if verb == "logs" and arguments.run in KINDS and arguments.kind is None:
+        arguments.run, arguments.kind = None, arguments.run  # `logs train`: of the newest run
+    if verb == "logs" and rest:
+        arguments.kind = rest[0]
+    elif rest:
+        arguments.settings += rest
+    places = roots(arguments)
+    if verb == "runs":
+        return _runs(places, arguments.json)
+    if verb in ("merge", "infer") and re.match(r"[\w.]+=", arguments.run or "") and not os.path.lexists(arguments.run):
+        # `infer prompts=…` without RUN: the newest run, and a setting
+        arguments.settings.insert(0, arguments.run)
+        arguments.run = None
+    if verb == "report" and arguments.run is None and arguments.export and not _is_page(arguments.export):
+        arguments.run, arguments.export = arguments.export, ""  # `report --export RUN`
+    run = RunDir(find.find(arguments.run, places))
+    find.check(run.path)
+    verbs = {"status": _status, "logs": _logs, "cancel": _cancel, "report": _report, "merge": _again, "infer": _again}
+    verbs["retry"] = _retry
+    return verbs[verb](run, arguments)
+
+
+def roots(arguments: argparse.Namespace) -> list[Path]:
+    """Where the command line, the environment and memory say that runs are."""
+    given = [Path(arguments.run_root).absolute()] if arguments.run_root else None
+    return find.roots(given, os.environ)
+
+
+def _runs(places: Sequence[Path], as_json: bool) -> int:
+    found = find.list_runs(places)
+    if as_json:
+        print(json.dumps([item.to_json() for item in found], ensure_ascii=False))
+    else:
+        present.show_runs(found, sys.stdout)
+    return 0
+
+
+def _status(run: RunDir, arguments: argparse.Namespace) -> int:
+    now = status.read(run.path)
+    if arguments.json:
+        print(json.dumps(now.to_json(), ensure_ascii=False))
+    else:
+        present.show_status(now, sys.stdout)
+    bad = now.state not in ("COMPLETED", "RUNNING", "PENDING") or now.passed is False
+    return 1 if arguments.exit_code and bad else 0
+
+
+def _logs(run: RunDir, arguments: argparse.Namespace) -> int:
+    from pkuslurm.read import logs
+
+    if arguments.json:
+        files = logs.log_files(run, status.read(run.path), arguments.kind)
+        print(json.dumps({"run_id": run.run_id, "logs": [str(file) for file in files]}, ensure_ascii=False))
+    else:
+        logs.show_logs(run.path, sys.stdout, kind=arguments.kind, follow=arguments.follow)
+    return 0
+
+
+def _cancel(run: RunDir, arguments: argparse.Namespace) -> int:
+    if (read_json(run.run_json) or {}).get("executor") == "slurm":
+        from pkuslurm.submit.queue import cancel
+    else:
+        from pkuslurm.submit.local import cancel
+
+    cancelled = cancel(run)
+    now = status.read(run.path)
+    if arguments.json:
+        print(json.dumps(now.to_json(), ensure_ascii=False))
+    else:
+        print(f"{run.run_id}: {now.state}" + ("" if cancelled else " (nothing of it was running)"))
+    return 0
+
+
+def _retry(run: RunDir, arguments: argparse.Namespace) -> int:
+    from pkuslurm.retry import retry
+
+    return retry(run)
+
+
+def _report(run: RunDir, arguments: argparse.Namespace) -> int:
+    from pkuslurm.read import report
+
+    try:
+        if arguments.export is None:
+            path = report.write(run.path)
+        else:
+            path = _export_file(run, arguments.export)
+            report.export(run.path, path)
+    except OSError as error:
+        raise PkuslurmError(f"report: {error.filename}: {error.strerror}") from None
+    print(json.dumps({"report": str(path)}, ensure_ascii=False) if arguments.json else path)
+    return 0
+
+
+def _export_file(run: RunDir, given: str) -> Path:
+    if not given:
+        return run.report.with_name("report-export.html")
+    if not _is_page(given):
+        raise PkuslurmError(f"--export {given}: it writes a page; give a name that ends in .html")
+    return Path(given).expanduser().absolute()
+
+
+def _is_page(name: str) -> bool:
+    return name.lower().endswith((".html", ".htm")) and not os.path.isdir(name)
+
+
+def _again(run: RunDir, arguments: argparse.Namespace) -> int:
+    from pkuslurm.again import again
+
+    return again(run, arguments.verb, arguments.settings, arguments.force)
