@@ -102,8 +102,8 @@ def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
         print(f"run {run.run_id}", file=sys.stderr)
         for name, text in inputs.facts:
             print(f"{name:<8} {safe(text)}", file=sys.stderr)
-        if composed.settings:
-            print(safe(show(composed.settings)), file=sys.stderr)
+        for line in show(composed.settings).splitlines():
+            print(f"set      {safe(line)}", file=sys.stderr)
         for note in (*composed.notes, *inputs.notes):
             print(f"note: {safe(note)}", file=sys.stderr)
 
@@ -127,12 +127,15 @@ def _scripts(steps: RunPlan, files: RunFiles) -> dict[str, str]:
     """What sbatch would be given, with JOB_ID where a parent's id will stand."""
     if steps.config.cluster.executor != "slurm":
         return {}
-    from pkuslurm.submit.slurm import script
+    from pkuslurm.submit.slurm import groups, script
 
-    return {
-        job.kind: script(files.jobs[job.kind], ["JOB_ID"] * len(job.parents), hold=not job.parents)
-        for job in steps.jobs
-    }
+    texts = {}
+    for group in groups([files.jobs[kind] for kind in steps.kinds]):
+        first = steps.job(group[0]["kind"])
+        texts[" ".join(job["kind"] for job in group)] = script(
+            group, ["JOB_ID"] * len(first.parents), hold=not first.parents
+        )
+    return texts
 
 
 def _submit(steps: RunPlan, run: RunDir) -> int:
@@ -181,14 +184,11 @@ def _label(composed: Composed) -> str:
 
 
 # Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = (
-    *("resume.", "serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "cluster.pack", "container."),
-    "infer.adapter",
-)
+NOT_YET = (*("resume.", "serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "container."),)
 # What only a scheduler can use.
 SCHEDULER = {
     *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),
-    *("gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "array_parallelism", "poll_seconds"),
+    *("gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "array_parallelism", "pack", "poll_seconds"),
 }
 
 
@@ -215,8 +215,9 @@ def _refuse_what_is_not_built(config: Config, changed: Sequence[str], typed: Seq
     useless = [key for key in typed if key.startswith("cluster.") and key.split(".")[1] in SCHEDULER]
     if config.cluster.executor == "local" and useless:
         raise PkuslurmError(f"{useless[0]}: cluster=local asks no scheduler; leave it out, or choose another cluster")
-    if config.infer.base is not None and config.pipeline.jobs[0] != "infer":
-        raise PkuslurmError("infer.base: only pipeline=infer takes one; the base of a run is the model that it tunes")
+    for key, value in (("infer.base", config.infer.base), ("infer.adapter", config.infer.adapter)):
+        if value is not None and config.pipeline.jobs[0] != "infer":
+            raise PkuslurmError(f"{key}: only pipeline=infer takes one; a run compares the model that it tunes")
     if config.cluster.executor == "local" and config.wait is False:
         raise PkuslurmError("wait=false: a local run works in the foreground; use nohup or tmux to leave it alone")
 

@@ -50,6 +50,7 @@ def _on_slurm(run: RunDir, document: dict[str, Any], kinds: list[str]) -> int:
     living = queue.alive(document)
     partly = any(document["jobs"][kind].get("job_id") is None or document["jobs"][kind].get("held") for kind in kinds)
     again = [kind for kind in kinds if kind not in living]
+    packed = bool((read_json(run.job(kinds[0])) or {}).get("request", {}).get("pack"))
     if living and not partly:
         names = ", ".join(f"{kind} ({job_id})" for kind, job_id in living.items())
         raise PkuslurmError(f"{run.run_id}: {names} still waits or runs; let it end, or cancel it first")
@@ -57,7 +58,7 @@ def _on_slurm(run: RunDir, document: dict[str, Any], kinds: list[str]) -> int:
         entry = document["jobs"][kind]
         if entry.get("job_id") is None and not document.get("cancelled"):
             continue  # never submitted: it goes under its first key
-        renew(run, entry, kind)
+        renew(run, entry, kind, packed)
     document["cancelled"] = None
     write_json(run.run_json, document)
     slurm.submit(run, kinds)
@@ -66,13 +67,13 @@ def _on_slurm(run: RunDir, document: dict[str, Any], kinds: list[str]) -> int:
     return 0
 
 
-def renew(run: RunDir, entry: dict[str, Any], kind: str) -> None:
+def renew(run: RunDir, entry: dict[str, Any], kind: str, packed: bool = False) -> None:
     """Give a job that was submitted before its next attempt and key, in run.json's ``entry`` and in its job file."""
     attempt = _next_attempt(run, kind)
     number = len(entry.setdefault("earlier", [])) + 1
     # nothing is lost: also the ids of what went before
     entry["earlier"].append({name: entry.get(name) for name in ("job_id", "key", "first_attempt")})
-    key = f"{run.run_id}-{kind}-r{number}"
+    key = f"{run.run_id}-{'pack' if packed else kind}-r{number}"
     entry.update(job_id=None, asked=None, held=False, key=key, first_attempt=attempt)
     _renumber(run, kind, attempt, key)
 

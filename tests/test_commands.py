@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from pkuslurm import launch
-from pkuslurm.rundir import RunDir, read_json
 from tests.conftest import REPO, Ended, environment, run
 
 HEAVY = "torch|transformers|llamafactory|matplotlib|pandas|numpy|datasets|peft"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -29,12 +30,27 @@ def test_every_command_of_the_readme_exists(line: str) -> None:
         makefile = (REPO / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:.*##", makefile, re.MULTILINE)
         return
+    if words[0] == "sbatch":
+        script = next(word for word in words if word.endswith(".sbatch"))
+        assert (REPO / script).is_file()  # tests/cluster/test_real.py submits it
+        return
     assert words[:2] == [".venv/bin/python", "-m"]
     if words[2] == "pkuslurm.launch":
         compose(words[3:])
     else:
         assert words[2] == "pkuslurm"
         _parser().parse_args(words[3:])
+
+
+def test_the_defaults_that_the_readmes_show_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = {
+        re.findall(r"```yaml\n(.*?)```", (REPO / name).read_text(encoding="utf-8"), re.DOTALL)[0]
+        for name in ("README.md", "README.en.md")
+    }
+    (tmp_path / "defaults.yaml").write_text(shown, encoding="utf-8")
+    monkeypatch.setenv("PKUSLURM_CONF", str(tmp_path))
+    config = compose(["nodes=2"]).config
+    assert (config.cluster.executor, config.cluster.partition, config.run_root) == ("slurm", "npu", "/data/me/runs")
 
 
 def test_both_languages_show_the_same_commands() -> None:

@@ -49,6 +49,7 @@ def main(job: dict[str, Any]) -> None:
     check_patterns(prompts)
     tuned = check_base("tuned", payload["tuned"])
     base = check_base("base", payload["base"]) if payload.get("base") else None
+    over = check_adapter("tuned_adapter", payload["tuned_adapter"]) if payload.get("tuned_adapter") else None
     # an adapter says nothing without its base
     adapter = check_adapter("adapter", payload["adapter"]) if payload.get("adapter") and base else None
     quiet()
@@ -75,6 +76,10 @@ def main(job: dict[str, Any]) -> None:
     if prompts:
         mark = time.monotonic()
         model = asker.load(tuned)
+        if over:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, over).eval()
         seconds["load_tuned"], mark = time.monotonic() - mark, time.monotonic()
         of_tuned = asker.ask(model, "tuned")
         seconds["tuned"] = time.monotonic() - mark

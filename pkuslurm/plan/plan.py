@@ -36,9 +36,11 @@ def plan(config: Config) -> RunPlan:
     """A chain: each job of the pipeline waits for the one before it. Only train uses more than one node."""
     jobs = []
     before: tuple[str, ...] = ()
+    # one allocation for all is as large as its largest job
+    largest = next((kind for kind in ("train", "infer") if kind in config.pipeline.jobs), config.pipeline.jobs[0])
     for kind in config.pipeline.jobs:
         nproc = cluster_for(config, kind).nproc_per_node or 1
         nodes, nproc = (config.nodes, nproc) if kind == "train" else (1, 1)
-        jobs.append(JobSpec(kind, before, nodes, nproc, request(config, kind)))
+        jobs.append(JobSpec(kind, before, nodes, nproc, request(config, largest if config.cluster.pack else kind)))
         before = (kind,)
     return RunPlan(config, tuple(jobs))

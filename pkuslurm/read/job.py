@@ -170,6 +170,7 @@ class Reader:
                     doubt=doubt,
                     cancelled=bool(self.document.get("cancelled")),
                     parents=parents,
+                    packed=str(known.get("key", "")).startswith(f"{self.run_id}-pack"),
                 )
             )
         return rules.job_state(

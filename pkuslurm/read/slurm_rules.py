@@ -51,6 +51,7 @@ class SlurmEvidence:
     doubt: str = ""
     cancelled: bool = False
     parents: tuple[tuple[str, str], ...] = ()
+    packed: bool = False  # one Slurm job for the whole chain: that it runs says nothing of this one
 
 
 def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
@@ -62,6 +63,8 @@ def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
     row = evidence.row
     if row is None:
         return _without_slurm(evidence)
+    if evidence.packed and evidence.seen is None and (verdict := _packed(evidence, row)) is not None:
+        return verdict
     if row.state == "PENDING":
         if "DependencyNeverSatisfied" in row.reason:
             return _before(evidence) or ("SKIPPED", "the job before it did not complete")
@@ -89,6 +92,15 @@ def _before(evidence: SlurmEvidence) -> tuple[str, str] | None:
     for kind, state in evidence.parents:
         if state in BROKEN or state in ("SKIPPED", "PREEMPTED"):
             return "SKIPPED", f"{kind} did not complete"
+    return None
+
+
+def _packed(evidence: SlurmEvidence, row: Row) -> tuple[str, str] | None:
+    """Of a job in a common allocation that has not begun: only the ones before it are told by Slurm."""
+    if (verdict := _before(evidence)) is not None:
+        return verdict
+    if row.state == "RUNNING" and any(state != "COMPLETED" for _, state in evidence.parents):
+        return "PENDING", "waiting for the job before it"
     return None
 
 

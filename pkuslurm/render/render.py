@@ -77,7 +77,7 @@ def _job(plan: RunPlan, job: JobSpec, inputs: Inputs, run: RunDir, own_python: s
         "schema_version": SCHEMA_VERSION,
         "run_id": run.run_id,
         "kind": job.kind,
-        "key": f"{run.run_id}-{job.kind}",
+        "key": f"{run.run_id}-{'pack' if plan.config.cluster.pack else job.kind}",
         "run_dir": str(run.path),
         "parents": list(job.parents),
         "nodes": job.nodes,
@@ -100,6 +100,7 @@ def _submission(plan: RunPlan, job: JobSpec, run: RunDir, own_python: str) -> di
             "options": job.request.options,
             "setup": list(job.request.setup),
             "signal_seconds": plan.config.resume.signal_seconds,
+            "pack": plan.config.cluster.pack,
         },
     }
 
@@ -183,8 +184,9 @@ def _infer(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
     lora = config.train.get("finetuning_type", "lora") in ("lora", "oft")
     payload = {
         "base": inputs.model_path if tuned_here else inputs.base,
-        "adapter": (str(run.adapter) if lora else None) if tuned_here else inputs.adapter,
+        "adapter": str(run.adapter) if tuned_here and lora else None,
         "tuned": str(run.merged) if tuned_here else inputs.model_path,
+        "tuned_adapter": None if tuned_here else inputs.adapter,
         "template": inputs.template,
         "default_system": config.train.get("default_system"),
         "trust_remote_code": config.model.trust_remote_code,

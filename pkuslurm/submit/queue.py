@@ -23,7 +23,7 @@ def alive(document: dict[str, Any]) -> dict[str, str]:
     """
     found = {}
     known = {kind: entry for kind, entry in document["jobs"].items() if entry.get("asked")}
-    ids = [str(entry["job_id"]) for entry in known.values() if entry.get("job_id")]
+    ids = sorted({str(entry["job_id"]) for entry in known.values() if entry.get("job_id")})
     answer = commands.queue(ids)
     if not answer.complete:
         raise PkuslurmError(f"Slurm does not answer ({answer.problem}); try again later")
@@ -48,7 +48,7 @@ def cancel(run: RunDir) -> bool:
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
     living = alive(document)
     if living:
-        commands.cancel(living.values())
+        commands.cancel(sorted(set(living.values())))
     if living or any(entry.get("job_id") is None for entry in document["jobs"].values()):
         # from now on what never started was cancelled, not skipped
         document["cancelled"] = datetime.now().astimezone().isoformat(timespec="seconds")

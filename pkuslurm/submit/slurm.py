@@ -45,12 +45,22 @@ FIND_SECONDS = 60.0
 ABSENT_SECONDS = 3.0
 
 
-def script(job: Mapping[str, Any], dependencies: Sequence[str], hold: bool) -> str:
-    """The sbatch script of a job file's job: the text that is submitted, and that a dry run prints. Pure."""
+def script(jobs: Sequence[Mapping[str, Any]], dependencies: Sequence[str], hold: bool) -> str:
+    """The sbatch script of a job file's job, or of several in one allocation (cluster.pack), one after another.
+
+    It is the text that is submitted, and that a dry run prints. Pure.
+    """
+    largest = max(jobs, key=lambda job: int(job["nodes"]))
+    command = " &&\n".join(_command(job) for job in jobs)
     text: str = submitit_slurm._make_sbatch_string(
-        command=_command(job), folder=_folder(job), **_parameters(job, dependencies, hold)
+        command=command, folder=_folder(largest), **_parameters(largest, dependencies, hold)
     )
     return text
+
+
+def groups(jobs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """What goes to Slurm as one job: each by itself, or all."""
+    return [list(jobs)] if jobs and jobs[0]["request"].get("pack") else [[job] for job in jobs]
 
 
 def _folder(job: Mapping[str, Any]) -> Path:
@@ -67,7 +77,7 @@ def _parameters(job: Mapping[str, Any], dependencies: Sequence[str], hold: bool)
         "chdir": job["run_dir"],
         "kill-on-invalid-dep": "yes",  # else an orphan waits for ever
         "no-requeue": True,
-        "output": str(_folder(job) / f"{job['kind']}-%j.out"),
+        "output": str(_folder(job) / f"{'pack' if request.get('pack') else job['kind']}-%j.out"),
     }
     if hold:
         further["hold"] = True  # released when the chain is whole
@@ -140,9 +150,8 @@ def submit(run: RunDir, kinds: Sequence[str]) -> None:
             raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
         jobs: dict[str, dict[str, Any]] = document["jobs"]
         try:
-            for kind in kinds:
-                if jobs[kind].get("job_id") is None:
-                    _submit_job(run, document, kind)
+            for group in groups([_read_job(run, kind) for kind in kinds if jobs[kind].get("job_id") is None]):
+                _submit_group(run, document, group)
             for kind in kinds:
                 if jobs[kind].get("held"):
                     commands.release(jobs[kind]["job_id"])
@@ -163,21 +172,30 @@ class Refused(PkuslurmError):
     """Slurm will never take it as it is, and nothing of its chain is in the queue."""
 
 
-def _submit_job(run: RunDir, document: dict[str, Any], kind: str) -> None:
+def _read_job(run: RunDir, kind: str) -> dict[str, Any]:
     job = read_json(run.job(kind))
     if job is None:
         raise PkuslurmError(f"{run.job(kind)}: it cannot be read")
-    entry = document["jobs"][kind]
-    waiting = [name for name in job["parents"] if marker.doubt(run, run.run_id, name) is not None]
+    return job
+
+
+def _submit_group(run: RunDir, document: dict[str, Any], group: Sequence[Mapping[str, Any]]) -> None:
+    """Submit what becomes one Slurm job, after the parents that are not complete yet."""
+    own = [job["kind"] for job in group]
+    entries = [document["jobs"][kind] for kind in own]
+    key = group[0]["key"]
+    outside = [name for job in group for name in job["parents"] if name not in own]
+    waiting = [name for name in outside if marker.doubt(run, run.run_id, name) is not None]
     parents = [str(document["jobs"][name]["job_id"]) for name in waiting]
-    before = entry.get("asked") is not None  # an earlier launcher asked and did not live to hear the answer
-    hold = not parents
-    entry.update(key=job["key"], asked=_now(), held=hold)
+    before = entries[0].get("asked") is not None  # an earlier launcher asked and did not live to hear the answer
+    for entry in entries:
+        entry.update(key=key, asked=_now(), held=not parents)
     write_json(run.run_json, document)
-    job_id = _find(job["key"]) if before else None
+    job_id = _find(key) if before else None
     if job_id is None:
-        job_id = _sbatch(job, script(job, parents, hold))
-    entry.update(job_id=job_id, first_attempt=job["first_attempt"])
+        job_id = _sbatch(group[0], script(group, parents, hold=not parents))
+    for entry, job in zip(entries, group, strict=True):
+        entry.update(job_id=job_id, first_attempt=job["first_attempt"])
     write_json(run.run_json, document)
 
 

@@ -299,3 +299,25 @@ def test_two_users(slurm: Cluster) -> None:
 
     assert slurm.run("pkbob", ["cat", str(alice / "run.json")]).returncode != 0
     assert states(status(slurm, alice)) == ALL
+
+
+def test_one_allocation_for_the_whole_chain(slurm: Cluster) -> None:
+    run = launched(slurm, "cluster.pack=true")
+    bad = launched(slurm, "cluster.pack=true", "cluster.env.STANDIN_MERGE=fail")
+    found = ended(slurm, run)
+    assert states(found) == ALL, found
+    assert len({entry["job_id"] for entry in jobs_of(run).values()}) == 1
+    assert len(job(found, "train")["nodes"]) == 2 and len(job(found, "merge")["nodes"]) == 1
+    expected = {
+        "prepare": "COMPLETED",
+        "train": "COMPLETED",
+        "merge": "FAILED",
+        "infer": "SKIPPED",
+        "report": "SKIPPED",
+    }
+    assert states(ended(slurm, bad)) == expected
+    stopped = launched(slurm, "cluster.pack=true", "cluster.env.STANDIN_TRAIN=sleep")
+    waiting = running(slurm, stopped, "train")
+    assert [job(waiting, kind)["state"] for kind in KINDS] == ["COMPLETED", "RUNNING", "PENDING", "PENDING", "PENDING"]
+    verb(slurm, "cancel", stopped)
+    assert states(status(slurm, stopped)) == {"prepare": "COMPLETED"} | dict.fromkeys(KINDS[1:], "CANCELLED")

@@ -1,0 +1,94 @@
+"""The whole pipeline with the real LLaMA-Factory on a real Slurm, and the same jobs by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pkuslurm.rundir import read_jsonl
+from tests.cluster import faults
+from tests.cluster.fixture import Cluster
+from tests.cluster.runs import TINY, ended, job, states, verb
+
+pytestmark = pytest.mark.real
+KINDS = ("prepare", "train", "merge", "infer", "report")
+# The nodes share this machine's cores.
+THREADS = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def run(slurm: Cluster) -> Iterator[Path]:
+    """Two nodes × two ranks, as an ordinary user, each node's own name leading to 127.0.1.1, as Debian has it."""
+    faults.loopback_names(slurm.layout, True)
+    command = [str(slurm.python), "-m", "pkuslurm.launch", *TINY, "name=真的"]
+    done = slurm.run("pkalice", command, env=THREADS)
+    assert done.returncode == 0, done.stderr
+    yield Path(done.stdout.splitlines()[-1])
+    slurm.clear()
+
+
+def test_to_the_right_answer(slurm: Cluster, run: Path) -> None:
+    found = ended(slurm, run, seconds=600)
+    logs = "\n".join(
+        file.read_text(encoding="utf-8", errors="replace")[-2000:] for file in (run / "logs").rglob("*.log")
+    )
+    assert states(found) == dict.fromkeys(KINDS, "COMPLETED"), logs
+    assert found["passed"] is True and found["state"] == "COMPLETED"
+    answers = list(read_jsonl(run / "answers.jsonl"))
+    assert len(answers) == 5 and "北" in answers[0]["tuned"] and "通义千问" in answers[0]["base"]
+    train = json.loads((run / "results" / "train.json").read_text(encoding="utf-8"))
+    assert (
+        train["global_step"] == 90 and train["world_size"] == 4 if "world_size" in train else train["global_step"] == 90
+    )
+    assert (run / "report.html").stat().st_size > 10_000
+    assert oct((run).stat().st_mode & 0o777) == "0o700"
+    assert len(job(found, "train")["nodes"]) == 2 and slurm.processes("pkalice") == []
+
+
+def test_ask_again(slurm: Cluster, run: Path) -> None:
+    done = verb(slurm, "infer", run, "prompts=[你是谁,Who are you?]", "expect=[北大|PKU,北大|PKU]", env=THREADS)
+    assert done.returncode == 0 and "submitted infer" in done.stderr, done.stderr
+    assert job(ended(slurm, run, seconds=200), "infer")["attempt"] == 2
+    assert [answer["passed"] for answer in read_jsonl(run / "answers.jsonl")] == [True, True]
+
+
+def test_by_hand(slurm: Cluster, run: Path) -> None:
+    """sbatch/*.sbatch with plain LLaMA-Factory YAMLs, from a folder with a space in its name."""
+    folder = slurm.shared("pkalice") / "by hand"
+    train = yaml.safe_load((run / "train.yaml").read_text(encoding="utf-8"))
+    train |= {"output_dir": "saves/lora", "max_steps": 3}
+    merge = yaml.safe_load((run / "merge.yaml").read_text(encoding="utf-8"))
+    merge |= {"adapter_name_or_path": str(folder / "saves" / "lora"), "export_dir": str(folder / "merged")}
+    infer = {"model_name_or_path": str(folder / "merged"), "template": "qwen", "max_new_tokens": 8}
+    files = {
+        "train.yaml": yaml.safe_dump(train),
+        "merge.yaml": yaml.safe_dump(merge),
+        "infer.yaml": yaml.safe_dump(infer),
+    }
+    slurm.run("pkalice", ["mkdir", str(folder)])
+    for name, text in (files | {"questions.txt": "你是谁\nWho are you?\n"}).items():
+        slurm.run("pkalice", ["bash", "-c", 'cat > "$0" <<< "$1"', str(folder / name), text])
+    env = THREADS | {"PKUSLURM_PYTHON": str(slurm.python)}
+    scripts = slurm.source / "sbatch"
+    for options in (
+        ["--nodes=2", str(scripts / "train.sbatch"), "train.yaml"],
+        [str(scripts / "merge.sbatch"), "merge.yaml"],
+        [str(scripts / "infer.sbatch"), "infer.yaml", "questions.txt"],
+    ):
+        done = slurm.run("pkalice", ["sbatch", "--wait", *options], cwd=folder, env=env, timeout=200)
+        logs = "\n".join(file.read_text(encoding="utf-8") for file in folder.glob("*.log"))
+        assert done.returncode == 0, logs
+    state = json.loads((folder / "saves" / "lora.pkuslurm" / "state" / "train.json").read_text(encoding="utf-8"))
+    assert state["state"] == "COMPLETED" and len(state["nodes"]) == 2
+    assert (folder / "saves" / "lora.pkuslurm" / "done" / "train.json").is_file()
+    assert (folder / "merged" / "model.safetensors").is_file()
+    answers = list(read_jsonl(folder / "infer.pkuslurm" / "answers.jsonl"))
+    assert [answer["prompt"] for answer in answers] == ["你是谁", "Who are you?"]
+    again = slurm.run(
+        "pkalice", ["sbatch", "--wait", "--nodes=2", str(scripts / "train.sbatch"), "train.yaml"], cwd=folder, env=env
+    )
+    assert again.returncode == 0, "complete already"
