@@ -23,7 +23,10 @@ demo: setup ## the whole pipeline here: a tiny model, two nodes as processes, to
 	@$(PY) -m pkuslurm.launch nodes=2 $(ARGS)
 
 test: setup-dev ## all tests (ARGS="-k name" for some)
-	@$(PY) -m pytest $(ARGS)
+	@if [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then .ci/slurm packages; else \
+	    echo "tests/cluster is skipped: a Slurm cluster of its own needs root on Debian or Ubuntu" >&2; \
+	    export PKUSLURM_WITHOUT_SLURM=1; fi; \
+	$(PY) -m pytest $(ARGS)
 
 lint: setup-dev ## ruff, mypy --strict, the layers
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/lint-imports --no-cache
@@ -63,5 +66,8 @@ retry: setup ## once more what is not complete of a run (RUN=id)
 cancel: setup ## end a run (RUN=id)
 	@$(PY) -m pkuslurm cancel $(if $(RUN),"$(RUN)") $(ARGS)
 
-test-faults serve:
+test-faults: setup-dev ## the long fault rows on a real Slurm (as root, Debian; a quarter of an hour)
+	@.ci/slurm packages && $(PY) -m pytest -m faults tests/cluster $(ARGS)
+
+serve:
 	@echo "make $@: not yet built" >&2; exit 2

@@ -1,0 +1,169 @@
+"""The long fault rows: `make test-faults`. Each waits for Slurm's own time-outs; results in docs/reliability.md."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import faults
+from tests.cluster.fixture import Cluster
+from tests.cluster.runs import (
+    TINY,
+    ended,
+    job,
+    jobs_of,
+    launched,
+    queued,
+    running,
+    standin,
+    states,
+    status,
+    until,
+    verb,
+)
+
+pytestmark = pytest.mark.faults
+KINDS = ("prepare", "train", "merge", "infer", "report")
+ALL = dict.fromkeys(KINDS, "COMPLETED")
+
+
+@pytest.fixture(autouse=True)
+def healed(slurm: Cluster) -> Iterator[None]:
+    yield
+    slurm.clear()
+    assert slurm.processes("pkalice") == []
+
+
+def mend(run: Path) -> None:
+    """The stand-in's orders are taken back."""
+    for file in (run / "jobs").glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace('"sleep"', '""').replace('"fail"', '""'), encoding="utf-8")
+
+
+def failed(state: str) -> dict[str, str]:
+    return {"prepare": "COMPLETED", "train": state} | dict.fromkeys(KINDS[2:], "SKIPPED")
+
+
+def test_a_node_that_dies(slurm: Cluster) -> None:
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
+    running(slurm, run, "train")
+    second = job(status(slurm, run), "train")["nodes"][1]
+    faults.node_kill(slurm.layout, second)
+    found = ended(slurm, run, seconds=120)
+    assert states(found) == failed("NODE_FAIL") and found["state"] == "NODE_FAIL", found
+    assert queued(slurm) == []
+    faults.node_up(slurm.layout, second)
+    mend(run)
+    assert verb(slurm, "retry", run).returncode == 0
+    assert states(ended(slurm, run)) == ALL
+
+
+def test_a_cable_that_is_pulled(slurm: Cluster) -> None:
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
+    running(slurm, run, "train")
+    head = job(status(slurm, run), "train")["nodes"][0]
+    faults.link_down(slurm.layout, head)
+    found = until(slurm, run, lambda found: job(found, "train")["state"] != "RUNNING", "pkalice", 120)
+    assert job(found, "train")["state"] in ("NODE_FAIL", "FAILED", "CANCELLED"), found
+    assert verb(slurm, "retry", run).returncode in (0, 2)
+
+
+def test_a_time_limit(slurm: Cluster) -> None:
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep", "cluster.jobs.train.time=1")
+    found = ended(slurm, run, seconds=150)
+    assert states(found) == failed("TIMEOUT"), found
+    assert "cluster.time" in job(found, "train")["reason"]
+    mend(run)
+    assert verb(slurm, "retry", run).returncode == 0
+    assert states(ended(slurm, run)) == ALL
+
+
+def test_a_preempted_job(slurm: Cluster) -> None:
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep", "cluster.partition=low", "cluster.exclusive=true")
+    running(slurm, run, "train")
+    slurm.run("pkbob", ["sbatch", "-N4", "--exclusive", "--wrap", "sleep 5"])
+    found = ended(slurm, run, seconds=120)
+    assert job(found, "train")["state"] in ("PREEMPTED", "CANCELLED"), found
+    mend(run)
+    assert verb(slurm, "retry", run).returncode == 0
+    assert states(ended(slurm, run, seconds=120)) == ALL
+
+
+def test_a_controller_that_is_killed_and_comes_back(slurm: Cluster) -> None:
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
+    running(slurm, run, "train")
+    time.sleep(10)  # Slurm has written down what it knows
+    faults.kill(slurm.layout, "slurmctld")
+    lost = status(slurm, run)
+    assert job(lost, "train")["state"] == "UNKNOWN" and "does not answer" in job(lost, "train")["reason"], lost
+    assert job(lost, "prepare")["state"] == "COMPLETED" and lost["state"] == "UNKNOWN"
+    assert verb(slurm, "retry", run).returncode == 2 and verb(slurm, "cancel", run).returncode == 2
+    faults.start(slurm.layout, "slurmctld")
+    running(slurm, run, "train")
+    verb(slurm, "cancel", run)
+    assert states(status(slurm, run)) == {"prepare": "COMPLETED"} | dict.fromkeys(KINDS[1:], "CANCELLED")
+
+
+def test_long_after_slurm_forgot(slurm: Cluster) -> None:
+    with faults.without_accounting(slurm.layout), faults.forgetful(slurm.layout, 5):
+        good, bad = launched(slurm), launched(slurm, "cluster.env.STANDIN_TRAIN=fail")
+        stopped = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
+        ended(slurm, good), ended(slurm, bad)
+        running(slurm, stopped, "train")
+        verb(slurm, "cancel", stopped)
+        deadline = time.monotonic() + 90
+        while slurm.ask("squeue", "-h", "-t", "all", "-o", "%i") and time.monotonic() < deadline:
+            time.sleep(1)
+        assert states(status(slurm, good)) == ALL
+        assert states(status(slurm, bad)) == failed("FAILED")
+        assert states(status(slurm, stopped)) == {"prepare": "COMPLETED"} | dict.fromkeys(KINDS[1:], "CANCELLED")
+        mend(bad)
+        assert verb(slurm, "retry", bad).returncode == 0
+        assert states(ended(slurm, bad)) == ALL
+
+
+def test_accounting_that_is_away(slurm: Cluster) -> None:
+    run = launched(slurm)
+    faults.pause(slurm.layout, "slurmdbd")
+    found = ended(slurm, run, seconds=120)
+    assert states(found) == ALL
+    faults.resume(slurm.layout, "slurmdbd")
+
+
+def test_launchers_killed_at_random(slurm: Cluster) -> None:
+    seed = random.randrange(10**6)
+    moments = random.Random(seed)
+    command = [str(slurm.python), "-m", "pkuslurm.launch", f"cluster.python={standin(slurm)}", *TINY]
+    runs: set[Path] = set()
+    folder = slurm.shared("pkalice") / "runs"
+    before = set(folder.glob("*"))
+    for _ in range(12):
+        process = slurm.start("pkalice", command)
+        time.sleep(0.35 + moments.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    runs = set(folder.glob("*/run.json")) - {path / "run.json" for path in before}
+    for path in runs:
+        verb(slurm, "retry", path.parent)
+    for path in runs:
+        run = path.parent
+        assert states(ended(slurm, run)) == ALL, f"seed {seed}"
+        names = ",".join(f"{run.name}-{kind}" for kind in KINDS)
+        found = slurm.ask("sacct", "-X", "-n", "-P", "-o", "JobName", "--name", names).split()
+        assert sorted(found) == sorted(names.split(",")), f"exactly one job each; seed {seed}"
+
+
+def test_a_worker_that_is_killed(slurm: Cluster) -> None:
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
+    running(slurm, run, "train")
+    pid = (run / "state" / "train.1.json").read_text(encoding="utf-8").split('"pid":')[1].split(",")[0]
+    slurm.run("pkalice", ["kill", "-9", pid.strip()])
+    found = ended(slurm, run)
+    assert states(found) == failed("FAILED"), found
+    assert len(jobs_of(run)) == 5
