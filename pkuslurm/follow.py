@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 
 from pkuslurm.read import status
+from pkuslurm.read.changes import stamps
 from pkuslurm.read.rules import ENDED
 from pkuslurm.read.text import safe
 from pkuslurm.rundir import RunDir
@@ -34,15 +35,7 @@ def follow(run: RunDir, seconds: float) -> int:
 
 def _pause(run: RunDir, seconds: float) -> None:
     """Until ``seconds`` have passed, or a marker or a state file shows that something has changed."""
-    before = _stamps(run)
+    before = stamps(run)
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and _stamps(run) == before:
+    while time.monotonic() < deadline and stamps(run) == before:
         time.sleep(min(1.0, seconds))
-
-
-def _stamps(run: RunDir) -> list[tuple[str, int]]:
-    found = []
-    for folder in ("state", "done"):
-        with suppress(OSError):
-            found += [(file.name, file.stat().st_mtime_ns) for file in sorted((run.path / folder).glob("*.json"))]
-    return [(name, stamp) for name, stamp in found if not name.endswith(".progress.json")]

@@ -10,13 +10,18 @@ from typing import TextIO
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import rules, status
+from pkuslurm.read.changes import stamps
 from pkuslurm.read.text import safe
 from pkuslurm.rundir import KINDS, RunDir, read_json
 from pkuslurm.worker import failures
 
 POLL_SECONDS = 0.5
+# Slurm is asked again after so long, or when a state file has changed
+SLURM_SECONDS = 30.0
 CHUNK = 1 << 20
 _NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<job>.+)_(?P<rank>\d+)\.log")
+# what Slurm itself and the job's script said, before the worker began or after it
+_SCRIPT = re.compile(r"(?P<kind>[a-z]+)-(?P<job>\d+)\.out")
 
 
 def show_logs(path: Path, stream: TextIO, kind: str | None = None, follow: bool = False) -> None:
@@ -29,9 +34,12 @@ def show_logs(path: Path, stream: TextIO, kind: str | None = None, follow: bool 
         raise PkuslurmError(f"logs {kind}: kinds of jobs are {', '.join(KINDS)}")
     run, printers = RunDir(path), dict[Path, _Printer]()
     heading = _Heading(stream)
+    now, asked, before = status.read(path), time.monotonic(), stamps(run)
+    wait = SLURM_SECONDS if now.document.get("executor") == "slurm" else 0.0
     while True:
         # asked before the files are read: what a job wrote before its end is not missed
-        now = status.read(path)
+        if time.monotonic() - asked >= wait or stamps(run) != before:
+            now, asked, before = status.read(path), time.monotonic(), stamps(run)
         last = not follow or not _goes_on(now, kind)
         for file in log_files(run, now, kind):
             printer = printers.setdefault(file, _Printer(file, heading))
@@ -56,6 +64,11 @@ def log_files(run: RunDir, now: status.RunStatus, kind: str | None = None) -> li
             rank = int(match["rank"])
             blamed = match["kind"] in failed and rank == _failing_node(run, now, match["kind"])
             found.append((order.index(match["kind"]), not blamed, _natural(match["job"]), rank, file))
+    for file in (run.logs / ".slurm").glob("*.out"):
+        match = _SCRIPT.fullmatch(file.name)
+        if match and match["kind"] in (*order, "pack") and kind in (None, match["kind"]) and file.stat().st_size:
+            place = order.index(match["kind"]) if match["kind"] in order else 0
+            found.append((place, True, _natural(match["job"]), 10**6, file))
     return [file for *_, file in sorted(found)]
 
 
