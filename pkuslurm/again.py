@@ -49,7 +49,7 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
     anew = json.loads(texts.pop(f"jobs/{kind}.json", "null")) or job
     redo = _Redo(run, kind, texts, dict(anew) | {"first_attempt": attempt})
     if (read_json(run.run_json) or {}).get("executor") == "slurm":
-        return _on_slurm(redo)
+        return _on_slurm(redo, keep_old=complete or proved)
     try:
         code = run_jobs(run, (kind,), Screen(run, (kind,)), begin=redo.begin)
     finally:
@@ -65,22 +65,29 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
     return 1 if code == 0 and passed is False else code
 
 
-def _on_slurm(redo: _Redo) -> int:
+def _on_slurm(redo: _Redo, keep_old: bool) -> int:
     """Submitted under its next key; the report is written anew by `pkuslurm report` when it has ended."""
     from pkuslurm.submit import queue, slurm
+    from pkuslurm.submit.alone import alone, check_place
 
     run, kind = redo.run, redo.kind
-    document = read_json(run.run_json) or {}
-    if kind in (living := queue.alive(document)):
-        raise PkuslurmError(
-            f"{run.run_id}: {kind} ({living[kind]}) still waits or runs; let it end, or cancel it first"
-        )
-    redo.begin()
-    renew(run, document["jobs"][kind], kind)
-    document["cancelled"] = None
-    write_json(run.run_json, document)
-    slurm.submit(run, (kind,))
-    print(f"submitted {kind} as {read_json(run.run_json)['jobs'][kind]['job_id']}", file=sys.stderr)  # type: ignore[index]
+    check_place(run)
+    with alone(run) as document:
+        queue.adopt(document)
+        if kind in (living := queue.alive(document)):
+            raise PkuslurmError(
+                f"{run.run_id}: {kind} ({living[kind]}) still waits or runs; let it end, or cancel it first"
+            )
+        redo.begin()
+        renew(run, document["jobs"][kind], kind)
+        document["cancelled"] = None
+        write_json(run.run_json, document)
+        try:
+            slurm.send(run, document, (kind,))
+        except slurm.Refused:
+            redo.end(keep_old)  # nothing of it is in the queue
+            raise
+    print(f"submitted {kind} as {document['jobs'][kind]['job_id']}", file=sys.stderr)
     print(run.path)
     return 0
 

@@ -19,6 +19,7 @@ from pkuslurm.preflight.prompts import read_prompts
 from pkuslurm.render.accelerators import ACCELERATORS, COMMON_ENV, UNSET
 from pkuslurm.render.render import SCHEMA_VERSION, job_command
 from pkuslurm.rundir import RunDir, read_json, write_json
+from pkuslurm.slurm import commands
 
 # Where Slurm, or a site's plugin for it, names a job's devices on a node: a list of them, or their number.
 DEVICES = {
@@ -46,6 +47,7 @@ def job_file(kind: str, file: Path, prompts: str | None, environ: Mapping[str, s
     nodes = _count("SLURM_JOB_NUM_NODES", environ) or 1 if kind == "train" else 1
     python = environ.get("PKUSLURM_PYTHON") or sys.executable
     payload, expect = _settings(kind, file, args, run, prompts, accelerator)
+    _check_free(run, kind, environ)
     run.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in ("jobs", "logs", "state", "done", "results"):
         (run.path / name).mkdir(exist_ok=True, mode=0o700)
@@ -57,7 +59,7 @@ def job_file(kind: str, file: Path, prompts: str | None, environ: Mapping[str, s
         "kind": kind,
         "key": environ.get("SLURM_JOB_NAME") or kind,
         "run_dir": str(run.path),
-        "cwd": environ.get("SLURM_SUBMIT_DIR") or os.getcwd(),  # relative paths in the YAML start there
+        "cwd": os.getcwd(),  # relative paths in the YAML start there, as above; sbatch --chdir may have set it
         "parents": [],
         "nodes": nodes,
         "nproc_per_node": nproc,
@@ -71,6 +73,17 @@ def job_file(kind: str, file: Path, prompts: str | None, environ: Mapping[str, s
     }
     write_json(run.job(kind), job)
     return run.job(kind)
+
+
+def _check_free(run: RunDir, kind: str, environ: Mapping[str, str]) -> None:
+    """Raise PkuslurmError where another job fills the same folder now."""
+    state, before = read_json(run.state(kind)) or {}, read_json(run.job(kind)) or {}
+    job_id = str(state.get("job_id"))
+    if state.get("state") != "RUNNING" or job_id == environ.get("SLURM_JOB_ID"):
+        return
+    row = commands.queue([job_id]).rows.get(job_id)
+    if row is not None and row.name == before.get("key") and row.state == "RUNNING":
+        raise PkuslurmError(f"{run.path}: job {job_id} works on it; let it end, or scancel {job_id} first")
 
 
 def devices_of(args: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, int]:

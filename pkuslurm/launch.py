@@ -105,7 +105,7 @@ def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
         for line in show(composed.settings).splitlines():
             print(f"set      {safe(line)}", file=sys.stderr)
         for note in (*composed.notes, *inputs.notes):
-            print(f"note: {safe(note)}", file=sys.stderr)
+            print(f"{'' if note.startswith('warning: ') else 'note: '}{safe(note)}", file=sys.stderr)
 
 
 def _run_here(steps: RunPlan, run: RunDir) -> int:
@@ -184,7 +184,7 @@ def _label(composed: Composed) -> str:
 
 
 # Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = (*("resume.", "serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "container."),)
+NOT_YET = ("resume.", "serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "container.")
 # What only a scheduler can use.
 SCHEDULER = {
     *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),
@@ -195,22 +195,20 @@ SCHEDULER = {
 def _refuse_what_is_not_built(config: Config, changed: Sequence[str], typed: Sequence[str]) -> None:
     """Said by name, never ignored."""
     here, accelerator = config.cluster.executor == "local", config.cluster.accelerator
-    not_yet = {key: not config.dry_run for key in changed if key.startswith(NOT_YET)}
-    not_yet |= {
+    never = {
         "from_yaml": config.from_yaml is not None,
         "sweep.extend": config.sweep.extend is not None,
         "cluster.launcher=prefork": config.cluster.launcher == "prefork",
     }
-    if not config.dry_run:
-        not_yet |= {
-            "cluster.executor=meet": config.cluster.executor == "meet",
-            f"container.runtime={config.container.runtime}": config.container.runtime != "none",
-            f"cluster.accelerator={config.cluster.accelerator} without Slurm": here and accelerator != "cpu",
-            "cluster.setup without Slurm": here and bool(config.cluster.setup),
-        }
-    for name, asked in not_yet.items():
+    planned = {key: True for key in changed if key.startswith(NOT_YET)} | {
+        "cluster.executor=meet": config.cluster.executor == "meet",
+        f"container.runtime={config.container.runtime}": config.container.runtime != "none",
+        f"cluster.accelerator={accelerator} without Slurm": here and accelerator != "cpu",
+        "cluster.setup without Slurm": here and bool(config.cluster.setup),
+    }
+    for name, asked in (never if config.dry_run else never | planned).items():
         if asked:
-            hint = "" if config.dry_run else "; dry_run=true shows the plan and the files"
+            hint = "" if name in never else "; dry_run=true shows the plan and the files"
             raise PkuslurmError(f"{name}: not yet built{hint}")
     useless = [key for key in typed if key.startswith("cluster.") and key.split(".")[1] in SCHEDULER]
     if config.cluster.executor == "local" and useless:

@@ -27,7 +27,7 @@ def retry(run: RunDir) -> int:
         print(run.path)
         return 0
     if document.get("executor") == "slurm":
-        return _on_slurm(run, document, kinds)
+        return _on_slurm(run, kinds)
     return _here(run, kinds)
 
 
@@ -44,24 +44,28 @@ def _here(run: RunDir, kinds: list[str]) -> int:
     return 1 if code == 0 and passed is False else code
 
 
-def _on_slurm(run: RunDir, document: dict[str, Any], kinds: list[str]) -> int:
+def _on_slurm(run: RunDir, kinds: list[str]) -> int:
     from pkuslurm.submit import queue, slurm
+    from pkuslurm.submit.alone import alone, check_place
 
-    living = queue.alive(document)
-    partly = any(document["jobs"][kind].get("job_id") is None or document["jobs"][kind].get("held") for kind in kinds)
-    again = [kind for kind in kinds if kind not in living]
-    packed = bool((read_json(run.job(kinds[0])) or {}).get("request", {}).get("pack"))
-    if living and not partly:
-        names = ", ".join(f"{kind} ({job_id})" for kind, job_id in living.items())
-        raise PkuslurmError(f"{run.run_id}: {names} still waits or runs; let it end, or cancel it first")
-    for kind in again:
-        entry = document["jobs"][kind]
-        if entry.get("job_id") is None and not document.get("cancelled"):
-            continue  # never submitted: it goes under its first key
-        renew(run, entry, kind, packed)
-    document["cancelled"] = None
-    write_json(run.run_json, document)
-    slurm.submit(run, kinds)
+    check_place(run)
+    with alone(run) as document:
+        jobs = document["jobs"]
+        unsent = [kind for kind in kinds if jobs[kind].get("job_id") is None]
+        queue.adopt(document)
+        living = queue.alive(document)
+        again = [kind for kind in kinds if kind not in living]
+        packed = bool((read_json(run.job(kinds[0])) or {}).get("request", {}).get("pack"))
+        if living and not unsent and not any(jobs[kind].get("held") for kind in kinds):
+            names = ", ".join(f"{kind} ({job_id})" for kind, job_id in living.items())
+            raise PkuslurmError(f"{run.run_id}: {names} still waits or runs; let it end, or cancel it first")
+        for kind in again:
+            if jobs[kind].get("job_id") is None and not document.get("cancelled"):
+                continue  # never submitted: it goes under its first key
+            renew(run, jobs[kind], kind, packed)
+        document["cancelled"] = None
+        write_json(run.run_json, document)
+        slurm.send(run, document, kinds)
     print(f"{run.run_id}: submitted {', '.join(again) or 'nothing new'}", file=sys.stderr)
     print(run.path)
     return 0

@@ -62,6 +62,11 @@ REFUSED = {
     "cluster.env.HF_TOKEN=abc": "HF_TOKEN",
     "nodes=1.5": "whole number",
     "cluster.nproc_per_node=0": "1 or more",
+    "model.path=rows.json": "model.path=rows.json: this is a file; give the folder",
+    "model.path=/no/where": "give a model's folder, or its id, such as",
+    "dataset.path=silent.json": "none of 2 rows can be used (1 without an answer, 1 with an empty answer)",
+    "run_root=rows.json": "is no folder; give a folder of your own",
+    "cluster=scow": "cluster=scow: not yet built",
     "from_yaml=a.yaml": "from_yaml: not yet built",
     "resume.max_attempts=3": "resume.max_attempts: not yet built",
     "cluster.partition=gpu": "cluster.partition: cluster=local asks no scheduler",
@@ -92,6 +97,7 @@ def test_refused_in_one_line_and_nothing_is_written(
         "turns": [{"conversations": [{"from": "human", "value": "a"}]}] * 2,
         "odd": [{"a": "x", "b": "y"}],
         "rows": [row] * 3,
+        "silent": [row | {"output": ""}, {"instruction": "a"}],
     }.items():
         (weird / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     (weird / "columns.csv").write_text("a,b\n1,2\n", encoding="utf-8")

@@ -23,9 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pkuslurm.compose import presets
 from pkuslurm.compose.choosing import SHIPPED, choose, foreseen
-from pkuslurm.compose.presets import GROUPS, Defaults
+from pkuslurm.compose.presets import Defaults
 from pkuslurm.compose.secrets import kept_by_name
-from pkuslurm.compose.words import chain, reword
+from pkuslurm.compose.words import GROUPS, chain, reword
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF
 

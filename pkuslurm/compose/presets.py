@@ -15,12 +15,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pkuslurm.compose.words import nearest, nearest_key
+from pkuslurm.compose.words import GROUPS, nearest, nearest_key
 from pkuslurm.config.parse import hint_of, is_node
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF
 
-GROUPS = ("cluster", "model", "dataset", "train", "infer", "container", "pipeline", "experiment")
+NOT_YET = ("cluster=scow",)
+MANY = 10  # choices
 # YAML 1.1 reads 1:00:00 as 3600, 0012 as 10 and 2024_01 as 202401.
 TRAP = re.compile(r"[-+]?(\d+(:[0-5]?\d)+|0[0-7_]+|[1-9]\d*(_\d+)+)")
 
@@ -62,8 +63,13 @@ def choices(roots: Sequence[Path]) -> dict[str, list[str]]:
 
 def no_such_choice(group: str, choice: str, roots: Sequence[Path]) -> str:
     """The refusal of a choice that there is no file for."""
+    if f"{group}={choice}" in NOT_YET:
+        return f"{group}={choice}: not yet built"
     known = choices(roots).get(group, [])
-    return f"{group}={choice}: no such choice{nearest(choice, known)}; there are: {', '.join(known)}"
+    near = nearest(choice, known)
+    # twenty models fill more lines than anybody reads for the one that was meant
+    listed = "launch --help lists all" if near and len(known) > MANY else f"there are: {', '.join(known)}"
+    return f"{group}={choice}: no such choice{near}; {listed}"
 
 
 def file_of(group: str, choice: str | None, roots: Sequence[Path]) -> Path | None:

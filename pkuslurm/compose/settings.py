@@ -9,7 +9,8 @@ from typing import Any
 
 from pkuslurm.compose import presets
 from pkuslurm.compose.choosing import SHIPPED
-from pkuslurm.compose.presets import GROUPS, Defaults, flatten
+from pkuslurm.compose.presets import Defaults, flatten
+from pkuslurm.compose.words import GROUPS
 from pkuslurm.config.parse import show as shown
 from pkuslurm.config.schema import Setting
 from pkuslurm.errors import PkuslurmError

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pkuslurm.compose import presets
-from pkuslurm.compose.presets import GROUPS
 from pkuslurm.compose.quoting import number_of, parsed, quoted_where_needed
-from pkuslurm.compose.words import guesses, nearest_key
+from pkuslurm.compose.words import GROUPS, guesses, nearest_key
 from pkuslurm.config.parse import choices_of, hint_of, is_node, is_word, show
 from pkuslurm.errors import PkuslurmError
 
@@ -74,12 +73,19 @@ def _separate_words(items: Sequence[str]) -> None:
             raise PkuslurmError(f"{item} {after}: write {_right(item[:-1], after)}, without spaces around the =")
         if item.startswith("-") and "=" not in item and after and "=" not in after and not after.startswith("-"):
             raise PkuslurmError(f"{item} {after}: settings are typed without dashes: {_right(item, after)}")
+        if "=" in before and "=" not in item and item[:1] not in ("-", "~") and not _is_known(item):
+            whole = show(f"{before} {item}")
+            raise PkuslurmError(f"{whole}: the shell splits at spaces; put quotes around the whole setting: '{whole}'")
+
+
+def _is_known(key: str) -> bool:
+    return key in GROUPS or hint_of(key) is not None
 
 
 def _right(key: str, value: str) -> str:
     """How ``key`` and ``value`` are typed, as far as we can guess."""
     name = key.lstrip("-").replace("-", "_")
-    known = name if name in GROUPS or hint_of(name) is not None else next(iter(guesses(name)), name)
+    known = name if _is_known(name) else next(iter(guesses(name)), name)
     return f"{known}={value}"
 
 
@@ -112,6 +118,7 @@ def _override(item: str, roots: Sequence[Path]) -> tuple[str, str]:
         raise PkuslurmError(f"{name}: no such key{nearest_key(name, show(value))}")
     if name in ("train", "merge"):
         raise PkuslurmError(f"{name}={show(value)}: it holds keys of its own; set one of them, {name}.key=value")
+    _joined(name, value)
     _lost_digits(name, value)
     return name, f"{'++' if is_open(name) else ''}{name}={_value(name, value)}"
 
@@ -130,10 +137,10 @@ def _taken_away(item: str) -> tuple[str, str]:
 def _not_a_key(item: str, name: str) -> None:
     plain = item.translate(FULL_WIDTH)
     key, _, value = plain.partition("=")
-    if plain != item and (hint_of(key) is not None or key in GROUPS or guesses(key)):
+    if plain != item and (_is_known(key) or guesses(key)):
         raise PkuslurmError(f"{show(item)}: ＝ and ： are other signs; write {_right(key, value)}")
     key, colon, value = item.partition(":")
-    if colon and "=" not in item and (hint_of(key) is not None or key in GROUPS or guesses(key)):
+    if colon and "=" not in item and (_is_known(key) or guesses(key)):
         raise PkuslurmError(f"{show(item)}: write {_right(key, value.strip())}, with = for :")
     if name != name.strip():
         raise PkuslurmError(f"{show(item)}: write it without spaces around the =")
@@ -167,6 +174,14 @@ def _choice(group: str, value: str, roots: Sequence[Path]) -> str:
 
 def _guessed(name: str) -> str:
     return "" if hint_of(name) is not None else nearest_key(name, "…")
+
+
+def _joined(key: str, value: str) -> None:
+    """Two settings in one word: nodes=2，name=a."""
+    first, comma, rest = value.partition("，")
+    other = rest.partition("=")[0].strip()
+    if comma and "=" in rest and _is_known(other):
+        raise PkuslurmError(f"{key}={show(value)}: ， joins no settings; write {key}={first} {rest.strip()}")
 
 
 def _lost_digits(key: str, value: str) -> None:

@@ -16,6 +16,7 @@ from pkuslurm.config.llamafactory import names as llamafactory_keys
 from pkuslurm.config.parse import hint_of
 from pkuslurm.paths import CONF
 
+GROUPS = ("cluster", "model", "dataset", "train", "infer", "container", "pipeline", "experiment")
 # What people call our keys (and LLaMA-Factory's).
 ALIASES = {
     "node": "nodes",
@@ -87,7 +88,7 @@ def guesses(key: str) -> list[str]:
     if prefix and hint_of(prefix) is not None:
         tails = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == prefix}
         return [tails[name] for name in difflib.get_close_matches(last, list(tails), 2, 0.7)]
-    tops = [name for name in known if bool(prefix) == ("." in name)]
+    tops = [name for name in known if bool(prefix) == ("." in name)] + ([] if prefix else list(GROUPS))
     near = difflib.get_close_matches(key, tops, 2, 0.75)
     return near or difflib.get_close_matches(key, known, 2, 0.8)
 

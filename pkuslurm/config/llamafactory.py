@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from pkuslurm.config.parse import show
 from pkuslurm.errors import PkuslurmError
 
 # YAML 1.1 writes this text unquoted, and LLaMA-Factory's reader (OmegaConf) then reads a number: 1e-4, 5E3, +1e-4.
@@ -145,7 +146,7 @@ def check_keys(node: Literal["train", "merge"], values: Mapping[str, Any], keys:
         # the last version's word, where no version takes the value
         problems = [problem for key in taking if (problem := _problem(name, value, key))]
         if len(problems) == len(taking):
-            raise PkuslurmError(f"{node}.{name}={_show(value)}: {problems[-1]}")
+            raise PkuslurmError(f"{node}.{name}={show(value)}: {problems[-1]}")
 
 
 def check_template(template: str, keys: Keys | None) -> None:
@@ -159,7 +160,7 @@ def check_template(template: str, keys: Keys | None) -> None:
         raise PkuslurmError(f"model.template={template}: only {' and '.join(elsewhere)} has it{_this(versions)}")
     near = difflib.get_close_matches(template, sorted(known), 2, 0.65) or ["qwen", "default"]
     raise PkuslurmError(
-        f"model.template={_show(template)}: LLaMA-Factory has no such template; did you mean {' or '.join(near)}?"
+        f"model.template={show(template)}: LLaMA-Factory has no such template; did you mean {' or '.join(near)}?"
     )
 
 
@@ -251,8 +252,3 @@ def _out_of_range(value: float, least: float, itself: bool, most: float) -> str 
     if most < math.inf:
         return f"it must be from {least:g} to {most:g}"
     return f"it must be {least:g} or more" if itself else f"it must be more than {least:g}"
-
-
-def _show(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "…"

@@ -8,6 +8,7 @@ from typing import Any
 
 from pkuslurm.config.llamafactory import Keys, snapshots
 from pkuslurm.config.pair_rules import RULES, Context, listed
+from pkuslurm.config.parse import show
 from pkuslurm.errors import PkuslurmError
 
 # The package that a key asks for: LLaMA-Factory and transformers refuse without it.
@@ -58,16 +59,8 @@ def problem(train: Mapping[str, Any], context: Context, keys: Keys) -> str | Non
 
     for rule in RULES:
         if (not rule.versions or keys.llamafactory in rule.versions) and rule.when(value, context):
-            return re.sub(r"\{(\w+)\}", lambda key: _shown(value(key.group(1))), rule.message)
+            return re.sub(r"\{(\w+)\}", lambda key: show(value(key.group(1))), rule.message)
     return None
-
-
-def _shown(value: object) -> str:
-    """As it is typed."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _packages(train: Mapping[str, Any], installed: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 
 from pkuslurm.doctor import interpreter, places, site, software
@@ -47,12 +48,22 @@ def _show(checks: list[Check]) -> None:
     except (UnicodeError, LookupError):
         marks = {"good": "ok", "bad": "NO", "note": "!"}
     wide = max(len(check.check) for check in checks)
+    # a file or a pipe gets each check on one line
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for check in checks:
         mark = marks["good" if check.ok else "bad" if check.needed else "note"]
-        print(f"{mark:<2} {check.check:<{wide}}  {safe(check.detail)}")
+        print(_hanging(f"{mark:<2} {check.check:<{wide}}  ", safe(check.detail), columns))
         if check.remedy:
-            print(f"   {'':<{wide}}  -> {safe(check.remedy)}")
+            print(_hanging(f"   {'':<{wide}}  -> ", safe(check.remedy), columns))
     bad = [check.check for check in checks if check.needed and not check.ok]
     notes = sum(not check.ok and not check.needed for check in checks)
     told = f"missing: {', '.join(bad)}" if bad else "everything that pkuslurm needs is here"
     print(f"{told}" + (f"; {notes} note{'s' if notes > 1 else ''}" if notes else ""))
+
+
+def _hanging(before: str, text: str, columns: int) -> str:
+    """``text`` behind ``before``, what does not fit into ``columns`` (0: all does) below its beginning."""
+    if columns <= len(before) + 20:
+        return before + text
+    lines = textwrap.wrap(text, columns - len(before), break_on_hyphens=False, break_long_words=False)
+    return before + f"\n{'':<{len(before)}}".join(lines)

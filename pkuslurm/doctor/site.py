@@ -58,7 +58,9 @@ def _ping() -> Check:
         done = subprocess.run(
             ["scontrol", "ping"], capture_output=True, text=True, timeout=PING_SECONDS, stdin=subprocess.DEVNULL
         )
-        said = " ".join((done.stdout or done.stderr).split())
+        lines = (done.stdout or done.stderr).splitlines()
+        # of errors the last, which those before it led to
+        said = " ".join(" ".join(lines if done.stdout else lines[-1:]).split())
         good = done.returncode == 0 and "UP" in said.split("Slurmctld")[-1]
     except (OSError, subprocess.TimeoutExpired):
         said, good = f"no answer within {PING_SECONDS:.0f} s", False

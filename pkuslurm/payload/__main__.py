@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def main(argv: list[str]) -> None:
         print(f"pkuslurm: the job file {file} cannot be read: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     _register(Path(__file__).resolve().parent)
+    mode = Path(file).parent.stat().st_mode
+    # what LLaMA-Factory writes is the group's, too; what prepare makes is the cache's, which has modes of its own
+    if kind != "prepare" and importlib.import_module(f"{PACKAGE}.files").is_shared(mode):
+        os.umask(0o777 & ~mode)
     importlib.import_module(f"{PACKAGE}.{kind}").main(job)
 
 

@@ -45,6 +45,21 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise
 
 
+def open_files(folder: Path) -> int:
+    """Files as readable as their folder: safetensors makes them 0600. Returns the bytes of all."""
+    mode = 0o666 & (folder.stat().st_mode | 0o600)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    for file in files:
+        with suppress(OSError):
+            file.chmod(mode)
+    return sum(file.stat().st_size for file in files)
+
+
+def is_shared(mode: int) -> bool:
+    """Whether a run's folder of this mode is its group's, too (access=group: 0750)."""
+    return mode & 0o057 == 0o050
+
+
 def install(new: Path, folder: Path, complete: Callable[[], bool]) -> bool:
     """Rename ``new`` to ``folder``; True if that was done, False if somebody else's whole one was there already.
 

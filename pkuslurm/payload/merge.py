@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .files import refuse, versions, write_json
+from .files import open_files, refuse, versions, write_json
 from .models import (
     Proof,
     Unequal,
@@ -93,7 +93,7 @@ def main(job: dict[str, Any]) -> None:
         else:
             source = Path(adapter or args.get("model_name_or_path") or base)
             facts = _copy(source, base, temporary, trust, seconds)
-        facts["bytes"] = _open_files(temporary)
+        facts["bytes"] = open_files(temporary)
         swap(temporary, merged)
     except Unequal as error:
         print(f"pkuslurm: merged: {error}; nothing was put in place", file=sys.stderr, flush=True)
@@ -229,16 +229,6 @@ def _copy(source: Path, base: Path, folder: Path, trust: bool, seconds: dict[str
         "chat_template": chat_template,
         "config": config,
     }
-
-
-def _open_files(folder: Path) -> int:
-    """Files as readable as their folder: safetensors makes them 0600. Returns the bytes of all."""
-    mode = 0o666 & (folder.stat().st_mode | 0o600)
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    for file in files:
-        with suppress(OSError):
-            file.chmod(mode)
-    return sum(file.stat().st_size for file in files)
 
 
 def _load(folder: Path, trust: bool) -> Any:

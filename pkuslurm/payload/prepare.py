@@ -9,12 +9,13 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import tables, tiny_model
 from .entry import used_columns
-from .files import hash_file, hash_tree, install, refuse, sweep, versions, write_json
+from .files import hash_file, hash_tree, install, is_shared, open_files, refuse, sweep, versions, write_json
 from .rows import BadData, Checked, check
 from .shaping import data_keys, shaping_args
 from .steps import arithmetic_warnings, steps
@@ -241,10 +242,15 @@ def publish(source: Path, target: Path) -> None:
     Built beside it and renamed. Raises OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    mode = target.parent.stat().st_mode
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         new = work / "new"
-        shutil.copytree(source, new, copy_function=_link)
+        shutil.copytree(source, new, copy_function=partial(_link, shared=is_shared(mode)))
+        if is_shared(mode):
+            for folder in (new, *(path for path in new.rglob("*") if path.is_dir())):
+                folder.chmod(mode & 0o777)
+            open_files(new)
         if target.exists():
             target.rename(work / "old")
         new.rename(target)
@@ -252,7 +258,11 @@ def publish(source: Path, target: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _link(source: str, target: str) -> str:
+def _link(source: str, target: str, shared: bool) -> str:
+    # a link has the cache's mode; in a group's run that is right only by chance
+    if shared and os.stat(source).st_mode & 0o777 != 0o640:
+        shutil.copy2(source, target)
+        return target
     try:
         os.link(source, target)
     except OSError:

@@ -106,8 +106,9 @@ def _judge_whole(
             )
     dropped = checked.dropped.total()
     reasons = ", ".join(f"{number} {reason}" for reason, number in checked.dropped.most_common())
-    if dropped >= checked.looked_at or (stage == "pt" and checked.empty >= checked.looked_at):
-        reasons = reasons or "without a text"
+    if dropped + checked.empty >= checked.looked_at:  # nothing but silence is learnt from empty ones
+        empty = f"{checked.empty} {'without a text' if stage == 'pt' else 'with an empty answer'}"
+        reasons = ", ".join(filter(None, (reasons, empty if checked.empty else "")))
         raise BadData(f"{path}: none of {checked.looked_at} rows can be used ({reasons})")
     if dropped:
         checked.warnings.append(f"{dropped} of {checked.looked_at} rows are dropped: {reasons}")
@@ -170,9 +171,13 @@ class _Answer:
             return None
         if response is None:
             return "without an answer"
-        if not response.strip():
+        return self.told(row, response)
+
+    def told(self, row: Row, text: str) -> str | None:
+        reason = self.tagged(row)
+        if reason is None and not text.strip():
             self.checked.empty += 1
-        return self.tagged(row)
+        return reason
 
     def tagged(self, row: Row) -> str | None:
         tag = self.columns.get("kto_tag")
@@ -227,9 +232,7 @@ def _sharegpt(
         return None
     if len(roles) % 2:
         return "that end with a question"
-    if not messages[-1][tags["content_tag"]].strip():
-        answer.checked.empty += 1
-    return answer.tagged(row)
+    return answer.told(row, messages[-1][tags["content_tag"]])
 
 
 def _role(message: object, tags: Mapping[str, Any]) -> str:

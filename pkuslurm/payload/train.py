@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .files import refuse, versions, write_json
+from .files import is_shared, open_files, refuse, versions, write_json
 
 # what a stop on request ends with: neither done nor failed
 STOPPED = 75
@@ -121,7 +121,7 @@ def main(job: dict[str, Any]) -> None:
     if not Path(payload["yaml"]).is_file():
         refuse(f"train {payload['yaml']}: there is no such file; start the run again")
     try:
-        _train(payload, rank)
+        _train(payload, rank, Path(job["expect"]["dir"]))
     except Stopped:
         _leave_together()
         raise SystemExit(STOPPED) from None
@@ -129,7 +129,7 @@ def main(job: dict[str, Any]) -> None:
         _fail(job, rank, error)
 
 
-def _train(payload: dict[str, Any], rank: int) -> None:
+def _train(payload: dict[str, Any], rank: int, folder: Path) -> None:
     started = time.monotonic()
     if not sys.stderr.isatty():
         # bars are for terminals; the losses are still printed, a line each
@@ -147,6 +147,8 @@ def _train(payload: dict[str, Any], rank: int) -> None:
     ended: dict[str, Any] = {}
     run_exp(callbacks=[_callback(payload, rank, ended)])
     if rank == 0:
+        if is_shared(folder.stat().st_mode):
+            open_files(folder)
         seconds = {"import": imported - started, "train": time.monotonic() - imported}
         write_json(
             payload["result"],

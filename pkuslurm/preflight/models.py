@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.preflight.modelfiles import header, read_object, weight_files
-from pkuslurm.preflight.templates import choose_template
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # one model under two owners: ModelScope's and Hugging Face's
@@ -207,11 +206,3 @@ def _pointer(file: Path) -> str:
         f"model.path: {file} is git-lfs's note of a file, not the file; run `git lfs pull` in {file.parent}, "
         "or get the model with modelscope download"
     )
-
-
-def guess_template(path: Path) -> str | None:
-    """LLaMA-Factory's template for the model in ``path``, where there is no doubt."""
-    try:
-        return choose_template(path, path.name).template
-    except PkuslurmError:
-        return None

@@ -164,7 +164,9 @@ def check_machine(config: Config, inputs: Inputs) -> None:
     need = SMALL_BYTES + inputs.disk_bytes
     for key, folder in (("run_root", config.run_root), ("cache_root", config.cache_root)):
         there = _nearest_existing(Path(folder).expanduser().absolute())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        if not there.is_dir():
+            raise PkuslurmError(f"{key}={folder}: {there} is no folder; give a folder of your own")
+        if not os.access(there, os.W_OK | os.X_OK):
             raise PkuslurmError(f"{key}={folder}: {there} cannot be written by you; give a folder of your own")
         free = shutil.disk_usage(there).free
         wanted = need if key == "run_root" else SMALL_BYTES
@@ -198,12 +200,22 @@ def _known_model(name: str | None, environ: Mapping[str, str], key: str = "infer
         return None
     found = find_model(name, environ)
     if found is None:
-        looked = where_looked(name, environ)
-        places = f"; looked in {', '.join(looked[:4])}" if looked else ""
-        fetch = f"; get it with: modelscope download --model {name}" if looked else ""
-        raise PkuslurmError(f"{key}={name}: no such folder or downloaded model{places}{fetch}")
+        raise PkuslurmError(f"{key}={name}: {_no_model(name, environ)}")
     check_model(found)
     return str(found)
+
+
+def _no_model(name: str, environ: Mapping[str, str]) -> str:
+    if Path(name).expanduser().is_file():
+        return "this is a file; give the folder of a Hugging Face model"
+    looked = where_looked(name, environ)
+    if not looked:
+        return "no such folder or downloaded model; give a model's folder, or its id, such as Qwen/Qwen3-0.6B"
+    more = f" and {len(looked) - 3} places more" if len(looked) > 3 else ""
+    return (
+        f"no such folder or downloaded model; looked in {', '.join(looked[:3])}{more}; "
+        f"get it with: modelscope download --model {name}"
+    )
 
 
 def _folder(key: str, path: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from pkuslurm.config.schema import Cluster, Config
@@ -19,8 +20,10 @@ def check_slurm(plan: RunPlan) -> None:
             f"cluster.executor=slurm: there is no sbatch on this machine ({plan.config.cluster.executor} wants a login "
             "node of a Slurm cluster; perhaps `module load slurm`); dry_run=true works anywhere, cluster=local here"
         )
-    if "%" in plan.config.run_root:
-        raise PkuslurmError(f"run_root={plan.config.run_root}: Slurm replaces % in the names of logs; choose another")
+    if found := re.search(r"[%\\]", plan.config.run_root):
+        raise PkuslurmError(
+            f"run_root={plan.config.run_root}: Slurm takes {found[0]} in the names of logs for its own; choose another"
+        )
     there = commands.partitions()
     if there is None:
         raise PkuslurmError("cluster.executor=slurm: the controller does not answer; try again later")
@@ -53,7 +56,7 @@ def _over(job: JobSpec, part: Partition, cluster: Cluster) -> str | None:
     wanted = None if asked is None else minutes(str(asked))
     if wanted is not None and part.max_minutes is not None and wanted > part.max_minutes:
         return f"{_key(job, 'time', cluster)}={asked}: partition {part.name} allows {part.max_minutes} minutes"
-    if part.state not in ("UP", "DRAIN"):
+    if part.state != "UP":
         return f"{_key(job, 'partition', cluster)}={part.name}: the partition is {part.state}"
     return None
 

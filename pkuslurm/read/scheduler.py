@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.parse import Row
 
+ALIVE = ("PENDING", "RUNNING")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -44,7 +46,8 @@ def ask(job_ids: Sequence[str]) -> Asked:
     if left:
         # where there is no accounting the controller's word is all there is
         then = commands.accounting(left)
-        rows |= then.rows
+        # one whose end accounting missed runs there for ever; the controller knows better
+        rows |= {key: row for key, row in then.rows.items() if not (now.complete and row.state in ALIVE)}
         if now.complete:
             missing = {job_id for job_id in left if job_id not in rows}
         problem = problem or then.problem

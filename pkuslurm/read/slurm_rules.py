@@ -77,6 +77,8 @@ def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
         if evidence.seen == "SKIPPED":
             return "SKIPPED", evidence.reason
         code = "" if row.exit_code is None else f" (exit code {row.exit_code})"
+        if evidence.seen == "CANCELLED":  # srun has ended it because of another
+            return "FAILED", f"its worker on another node was killed, or srun was{code}; see logs/.slurm"
         return "FAILED", evidence.reason or f"its job ended before the worker could say why{code}; see logs/.slurm"
     if row.state in ENDS:
         return row.state, ENDS[row.state]
@@ -107,8 +109,7 @@ def _packed(evidence: SlurmEvidence, row: Row) -> tuple[str, str] | None:
 def _cancelled(evidence: SlurmEvidence, row: Row) -> tuple[str, str | None]:
     if evidence.seen == "SKIPPED":
         return "SKIPPED", evidence.reason
-    never_ran = evidence.seen is None and (row.started is None or "Dependency" in row.reason)
-    if never_ran and (verdict := _before(evidence)) is not None:
+    if evidence.seen is None and (row.orphaned or evidence.cancelled) and (verdict := _before(evidence)) is not None:
         return verdict
     by = row.said.partition(" by ")[2]
     return "CANCELLED", evidence.reason or ("cancelled" + (f" by user {by}" if by else ""))

@@ -45,11 +45,11 @@ def _plan(plan: RunPlan) -> Iterator[str]:
     config = plan.config
     yield f"# plan: executor {config.cluster.executor}, accelerator {config.cluster.accelerator}"
     for job in plan.jobs:
-        after = f" after {', '.join(job.parents)}" if job.parents else ""
+        after = f"after {', '.join(job.parents)}" if job.parents else ""
         ranks = f"{job.nodes} node{'s' if job.nodes > 1 else ''} × {job.nproc_per_node}"
         sent = ", ".join(f"{key}={value}" for key, value in job.request.options.items())
-        asks = f"; asks Slurm for {sent}" if config.cluster.executor == "slurm" and sent else ""
-        yield f"{job.kind:<8} {ranks:<12}{after}{asks}"
+        asks = f"asks Slurm for {sent}" if config.cluster.executor == "slurm" and sent else ""
+        yield f"{job.kind:<8} {ranks:<12} {'; '.join(filter(None, (after, asks)))}".rstrip()
     if config.container.runtime != "none":
         yield f"container: {config.container.runtime}, image {config.container.image}"
 

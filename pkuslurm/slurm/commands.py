@@ -6,6 +6,7 @@ A command that failed or did not answer gives None, which never means "the job h
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -81,7 +82,10 @@ def accounts() -> list[str]:
     """The accounts that this user may charge; empty where there is no accounting."""
     if shutil.which("sacctmgr") is None:
         return []
-    user = os.environ.get("USER") or str(os.getuid())
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name  # not $USER, which su may have left
+    except KeyError:
+        return []
     out = _run(["sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account"]).out
     return sorted(set((out or "").split()))
 

@@ -52,9 +52,16 @@ class Row:
     user: str = ""
 
     @property
-    def never_ran(self) -> bool:
-        """Killed while it waited: by Slurm itself, for a dependency that can no longer come true."""
-        return self.state == "CANCELLED" and " by " not in self.said and self.started is None
+    def orphaned(self) -> bool:
+        """Killed by Slurm itself while it waited, for a dependency that can no longer come true.
+
+        squeue, which alone gives the user, tells by the reason; sacct by naming nobody ("CANCELLED by 1000").
+        """
+        if self.state != "CANCELLED" or " by " in self.said:
+            return False
+        if self.user:
+            return "DependencyNeverSatisfied" in self.reason
+        return self.started is None or "Dependency" in self.reason
 
 
 def state(word: str) -> str:

@@ -8,10 +8,8 @@ name) is in run.json: sbatch can fail and still have submitted, and then the job
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
-import re
 import shlex
 import signal
 import time
@@ -28,17 +26,10 @@ from pkuslurm.render.render import module_command
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.environment import leaking
-from pkuslurm.submit.local import check_owner
+from pkuslurm.submit import refusals
+from pkuslurm.submit.alone import alone
 from pkuslurm.worker import marker
 
-# sbatch gave up, which says nothing of whether the controller took the job
-UNCERTAIN = re.compile(
-    r"socket timed out|unable to contact|zero bytes|connection (refused|reset|timed out)|temporarily unable"
-    r"|communication (connection )?failure|message (send|receive) failure|unexpected message",
-    re.IGNORECASE,
-)
-# the user has enough in the queue: later it will be taken
-LIMIT = re.compile(r"MaxSubmit|job submit limit|GrpSubmit", re.IGNORECASE)
 # for so long the controller is asked whether it has the job
 FIND_SECONDS = 60.0
 # a job that the controller does not show twice, so far apart, was not taken
@@ -102,6 +93,8 @@ def _setup(job: Mapping[str, Any]) -> list[str]:
     """cluster.setup, each line's failure an end in words; then where the ranks meet."""
     lines = []
     for text in job["request"]["setup"]:
+        if all(not line.strip() or line.strip().startswith("#") for line in text.splitlines()):
+            continue  # bash takes no { } with nothing in it
         words = shlex.quote(f"pkuslurm: cluster.setup failed: {text}")
         lines += ["{", text, f"}} || {{ echo {words} >&2; exit 1; }}"]
     if job["nodes"] > 1:
@@ -139,33 +132,35 @@ class _Executor(submitit_slurm.SlurmExecutor):  # type: ignore[misc]  # submitit
 
 
 def submit(run: RunDir, kinds: Sequence[str]) -> None:
+    """``send`` for a run that no other command has in hand."""
+    with alone(run) as document:
+        send(run, document, kinds)
+
+
+def send(run: RunDir, document: dict[str, Any], kinds: Sequence[str]) -> None:
     """Submit those of ``kinds`` that have no job yet, each after its parents, and let the first ones go.
 
-    Raises PartlySubmitted where it can go on later (``retry``), Refused where Slurm will not have it.
+    ``document`` is run.json, which is ours ``alone``. Raises PartlySubmitted where it can go on later (``retry``),
+    Refused where Slurm will not have it.
     """
-    check_owner(run)
-    with _alone(run):
-        document = read_json(run.run_json)
-        if document is None:
-            raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-        jobs: dict[str, dict[str, Any]] = document["jobs"]
-        try:
-            for group in groups([_read_job(run, kind) for kind in kinds if jobs[kind].get("job_id") is None]):
-                _submit_group(run, document, group)
-            for kind in kinds:
-                if jobs[kind].get("held"):
-                    commands.release(jobs[kind]["job_id"])
-                    jobs[kind]["held"] = False
-                    write_json(run.run_json, document)
-        except (PkuslurmError, OSError, KeyboardInterrupt) as error:
-            if isinstance(error, Refused) and _taken_back(jobs, kinds):
-                raise
-            done = [kind for kind in kinds if jobs[kind].get("job_id")]
-            why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            raise PartlySubmitted(
-                f"{run.run_id}: {why}; submitted so far: {', '.join(done) or 'nothing'}, and held until all are; "
-                f"go on with: pkuslurm retry {shlex.quote(run.run_id)}"
-            ) from None
+    jobs: dict[str, dict[str, Any]] = document["jobs"]
+    try:
+        for group in groups([_read_job(run, kind) for kind in kinds if jobs[kind].get("job_id") is None]):
+            _submit_group(run, document, group)
+        for kind in kinds:
+            if jobs[kind].get("held"):
+                commands.release(jobs[kind]["job_id"])
+                jobs[kind]["held"] = False
+                write_json(run.run_json, document)
+    except (PkuslurmError, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, Refused) and _taken_back(jobs, kinds):
+            raise
+        done = [kind for kind in kinds if jobs[kind].get("job_id")]
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        raise PartlySubmitted(
+            f"{run.run_id}: {why}; submitted so far: {', '.join(done) or 'nothing'}, and held until all are; "
+            f"go on with: pkuslurm retry {shlex.quote(run.run_id)}"
+        ) from None
 
 
 class Refused(PkuslurmError):
@@ -204,19 +199,22 @@ def _sbatch(job: Mapping[str, Any], text: str, again: bool = True) -> str:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     quiet = io.StringIO()
     try:
-        # Ctrl-C reaches sbatch too, which then would not tell whether it has submitted
-        with _no_interrupt(), contextlib.redirect_stderr(quiet):
+        # Ctrl-C reaches sbatch too, which then would not tell whether it has submitted; `retry` finds it by its key
+        with _interrupted_later(), contextlib.redirect_stderr(quiet):
             return str(_Executor(folder, text)._submit_command("").job_id)
-    except (FailedJobError, FailedSubmissionError) as error:
+    except FailedJobError as error:
         words = str(error) or quiet.getvalue()
-    if not UNCERTAIN.search(words):
-        raise (PkuslurmError if LIMIT.search(words) else Refused)(_in_words(job, words))
+        if refusals.certain(words):
+            refused = refusals.in_words(job, words)
+            raise (PkuslurmError if refusals.for_now(words) else Refused)(refused) from None
+    except FailedSubmissionError as error:
+        words = str(error)  # it went well, and said so in words of the site's own
     job_id = _find(job["key"])
     if job_id is not None:
         return job_id
     if again:
         return _sbatch(job, text, again=False)
-    raise PkuslurmError(f"Slurm did not take {job['kind']} ({_last(words)})")
+    raise PkuslurmError(f"Slurm did not take {job['kind']} ({refusals.summary(words)})")
 
 
 def _find(key: str) -> str | None:
@@ -244,52 +242,20 @@ def _taken_back(jobs: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> 
     return True
 
 
-def _in_words(job: Mapping[str, Any], words: str) -> str:
-    """sbatch's refusal as one line: what was asked for, why not, and what there is."""
-    text = _last(words)
-    options: dict[str, Any] = job["request"]["options"]
-    asked = ", ".join(f"{name}={value}" for name, value in options.items() if name != "setup")
-    head = f"Slurm refuses the {job['kind']} job ({asked or 'the defaults'}): {text}"
-    if re.search(r"invalid account", text, re.IGNORECASE):
-        return f"{head}; cluster.account can be: {', '.join(commands.accounts()) or 'none of yours is known'}"
-    if re.search(r"partition", text, re.IGNORECASE):
-        there = ", ".join(part.name + ("*" if part.default else "") for part in commands.partitions() or ())
-        return f"{head}; cluster.partition can be: {there}"
-    if re.search(r"qos", text, re.IGNORECASE):
-        return f"{head}; see cluster.qos and the limits: sacctmgr show qos"
-    if re.search(r"gres|generic resource", text, re.IGNORECASE):
-        return f"{head}; what the nodes have: sinfo -o '%P %G'"
-    return head
-
-
-def _last(words: str) -> str:
-    """The telling line of sbatch's; the first one says more than the last, which is often only a summary."""
-    lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in words.splitlines()]
-    told = [line.removeprefix("Batch job submission failed: ") for line in lines if line]
-    return "; ".join(dict.fromkeys(told)) or "sbatch failed without a word"
-
-
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C takes effect at the end; a program that is started here inherits the mask, and never sees it."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: received.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _alone(run: RunDir) -> Iterator[None]:
-    """Two submissions of one run at once would both send its jobs."""
-    with open(run.path / ".submitting", "w", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PkuslurmError(f"{run.run_id}: it is being submitted by another command just now") from None
-        except OSError:
-            pass  # a shared disk without locks: run.json's keys still find what was sent
-        yield
+        if received:
+            raise KeyboardInterrupt

@@ -16,7 +16,9 @@ from pkuslurm.worker import hostlist, network
 
 def head(environ: Mapping[str, str]) -> str:
     """``address:port``. Raises PkuslurmError where this is not the first node of the job."""
-    hosts = hostlist.expand(environ.get("SLURM_JOB_NODELIST", ""))
+    if not environ.get("SLURM_JOB_NODELIST"):
+        raise PkuslurmError("SLURM_JOB_NODELIST is not set: this is no Slurm job; submit the script with sbatch")
+    hosts = hostlist.expand(environ["SLURM_JOB_NODELIST"])
     here = environ.get("SLURMD_NODENAME", "")
     if here and here != hosts[0]:
         raise PkuslurmError(

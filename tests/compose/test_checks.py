@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pkuslurm.compose import compose, reload
-from pkuslurm.compose.presets import GROUPS
+from pkuslurm.compose.words import GROUPS
 from pkuslurm.errors import PkuslurmError
 
 FORMS = "it must be one of Slurm's forms: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S"

@@ -158,9 +158,14 @@ SLIPS = {
     "modle.path=x": "modle.path: no such key; did you mean model.path=x?",
     "cluster.partiton=a": "cluster.partiton: no such key; did you mean cluster.partition=a?",
     "cluster.node=2": "cluster.node: no such key; did you mean nodes=2?",
+    "modle=tiny": "modle: no such key; did you mean model=tiny?",
+    "train.learning_rate=1e-4，nodes=2": "train.learning_rate=1e-4，nodes=2: ， joins no settings; "
+    "write train.learning_rate=1e-4 nodes=2",
     "foo=1": "foo: no such key; --cfg job shows all keys",
     "学习率=1": "学习率=1: a setting is typed as key=value, with a key such as nodes or train.learning_rate",
     "cluster=Ascend": "cluster=Ascend: no such choice; did you mean ascend?; there are: ascend, local, nvidia, slurm",
+    "cluster=scow": "cluster=scow: not yet built",
+    "model=Qwen3-8b": "model=Qwen3-8b: no such choice; did you mean qwen3-8b?; launch --help lists all",
     "cluster=3": "cluster=3: no such choice; there are: ascend, local, nvidia, slurm",
     "cluster=": "cluster=: no such choice; there are: ascend, local, nvidia, slurm",
     "cluster=ascend,nvidia": "cluster=ascend,nvidia: several values make a sweep, which needs -m",
@@ -203,6 +208,15 @@ def test_a_slip_gets_the_right_word(typed: str, message: str) -> None:
         compose(spaced)
     assert str(refusal.value) == message
     assert "\n" not in message and len(message) <= 300
+
+
+def test_a_value_that_the_shell_has_split_is_told_to_be_quoted() -> None:
+    with pytest.raises(PkuslurmError) as refusal:
+        compose(["infer.prompts=[你是谁,Who", "are", "you?]"])
+    whole = "infer.prompts=[你是谁,Who are"
+    assert str(refusal.value) == (
+        f"{whole}: the shell splits at spaces; put quotes around the whole setting: '{whole}'"
+    )
 
 
 def test_a_full_width_comma_is_text_and_said() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,22 @@ def test_published_data_replaces_what_was_there(tmp_path: Path) -> None:
     assert hash_tree(source) == hash_tree(target)
     assert (target / "train" / "x.arrow").stat().st_nlink == 2
     assert [entry.name for entry in target.parent.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("cached", [0o600, 0o640, 0o644, 0o666])
+def test_published_data_is_the_groups_where_the_run_is_whatever_the_cache_has(tmp_path: Path, cached: int) -> None:
+    source, target = tmp_path / "cache", tmp_path / "run" / "data"
+    (source / "train").mkdir(parents=True)
+    (source / "train").chmod(0o777)
+    (source / "train" / "x.arrow").write_text("rows")
+    (source / "train" / "x.arrow").chmod(cached)
+    target.parent.mkdir()
+    target.parent.chmod(0o750)
+    prepare.publish(source, target)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (target, target / "train")} == {0o750}
+    assert stat.S_IMODE((target / "train" / "x.arrow").stat().st_mode) == 0o640
+    assert stat.S_IMODE((source / "train" / "x.arrow").stat().st_mode) == cached
+    assert (target / "train" / "x.arrow").stat().st_nlink == (2 if cached == 0o640 else 1)
 
 
 def test_of_many_that_install_at_once_one_wins(tmp_path: Path) -> None:

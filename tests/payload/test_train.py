@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,7 +92,7 @@ def test_progress_survives_a_disk_that_does_not(tmp_path: Path, capsys: pytest.C
     assert "progress not written" in capsys.readouterr().err
 
 
-def run_rank(tmp_path: Path, stub: str) -> subprocess.CompletedProcess[str]:
+def run_rank(tmp_path: Path, stub: str, rank: int = 1) -> subprocess.CompletedProcess[str]:
     """One rank, with a stand-in for LLaMA-Factory."""
     package = tmp_path / "stub" / "llamafactory" / "train"
     package.mkdir(parents=True)
@@ -107,8 +108,9 @@ def run_rank(tmp_path: Path, stub: str) -> subprocess.CompletedProcess[str]:
     payload: dict[str, Any] = {"yaml": str(tmp_path / "train.yaml"), "failures": str(tmp_path / "failures")}
     payload |= {"progress": str(tmp_path / "p.json"), "stop_file": str(tmp_path / "stop")}
     payload["result"] = str(tmp_path / "results" / "train.json")
-    (tmp_path / "job.json").write_text(json.dumps({"kind": "train", "first_attempt": 1, "payload": payload}))
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "stub"), "RANK": "1", "PKUSLURM_ATTEMPT": "3"}
+    job = {"kind": "train", "first_attempt": 1, "payload": payload, "expect": {"dir": str(tmp_path / "adapter")}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "stub"), "RANK": str(rank), "PKUSLURM_ATTEMPT": "3"}
     command = [sys.executable, str(MAIN), "train", str(tmp_path / "job.json")]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
@@ -151,3 +153,32 @@ def test_a_stop_ends_with_75_before_anything_looks_finished(tmp_path: Path) -> N
 def test_a_stop_at_the_last_step_is_no_stop(tmp_path: Path) -> None:
     done = run_rank(tmp_path, STEPS.format(total=4, stop=str(tmp_path / "stop")))
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+MODES = """
+import os
+def run_exp(callbacks):
+    os.makedirs({folder!r} + "/checkpoint-1")
+    open({folder!r} + "/checkpoint-1/state", "w").close()
+    os.close(os.open({folder!r} + "/weights", os.O_CREAT, 0o600))
+"""
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize(("mode", "files"), [(0o750, {0o640}), (0o700, None)])
+def test_what_is_trained_in_a_groups_run_is_the_groups(
+    tmp_path: Path, umask: int, mode: int, files: set[int] | None
+) -> None:
+    """In a private one it is as its user's umask says: nobody else gets in."""
+    tmp_path.chmod(mode)
+    before = os.umask(umask)
+    try:
+        done = run_rank(tmp_path, MODES.format(folder=str(tmp_path / "adapter")), rank=0)
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "adapter"
+    found = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    folders = {stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "checkpoint-1")}
+    assert found == (files or {0o666 & ~umask, 0o600})
+    assert folders == {0o750 if files else 0o777 & ~umask}

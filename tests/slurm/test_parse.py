@@ -15,6 +15,7 @@ SQUEUE = """\
 14|PENDING|N/A|N/A||alice|Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions|k
 15|COMPLETING|2026-11-24T09:00:00|2026-11-24T09:05:00|ascend03|alice|NonZeroExitCode|k
 16|CANCELLED|N/A|2026-11-24T09:05:00||alice|DependencyNeverSatisfied|k
+17|CANCELLED|2026-11-24T09:05:00|2026-11-24T09:05:00||alice|Dependency|k
 slurm_load_jobs error: something
 """
 SACCT = """\
@@ -24,6 +25,7 @@ SACCT = """\
 15|CANCELLED by 1000|0:0|None|2026-11-24T09:05:00|None assigned|Dependency|k
 16|CANCELLED|0:0|Unknown|2026-11-24T09:05:00|None assigned|None|k
 17|OUT_OF_MEMORY|0:125|2026-11-24T09:00:00|2026-11-24T09:05:00|ascend01|None|k
+18|CANCELLED|0:0|2026-11-24T09:05:00|2026-11-24T09:05:00|None assigned|Dependency|k
 """
 
 
@@ -35,14 +37,16 @@ def test_squeue() -> None:
     assert rows["13_1"].name == "a|b" and rows["13_1"].finished is None and rows["13_1"].reason == ""
     assert rows["14"].reason.endswith("higher priority partitions")
     assert rows["12"].started is not None and rows["12"].started.startswith("2026-11-24T10:00:00")
-    assert rows["16"].never_ran and not rows["15"].never_ran
+    assert rows["16"].orphaned and not rows["15"].orphaned
+    assert not rows["17"].orphaned, "scancelled by somebody while it waited for its parent"
 
 
 def test_sacct() -> None:
     rows = {row.job_id: row for row in parse.sacct(SACCT)}
     assert [rows[str(number)].exit_code for number in range(12, 18)] == [0, 3, 137, 0, 0, 253]
-    assert rows["15"].state == "CANCELLED" and not rows["15"].never_ran  # somebody did it
-    assert rows["16"].never_ran and rows["16"].started is None and rows["16"].nodes == ""
+    assert rows["15"].state == "CANCELLED" and not rows["15"].orphaned  # somebody did it
+    assert rows["16"].orphaned and rows["16"].started is None and rows["16"].nodes == ""
+    assert rows["18"].orphaned, "22.05 gives it the time of its end as start"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""A run's description, to be changed by one command at a time: submit, retry, merge, infer and cancel all write it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.rundir import RunDir, read_json
+from pkuslurm.submit.local import check_owner
+
+
+@contextlib.contextmanager
+def alone(run: RunDir) -> Iterator[dict[str, Any]]:
+    """run.json, read once the run is ours: two submissions at once would both send its jobs, or lose each other's ids.
+
+    Raises PkuslurmError where another command has it, or where it cannot be read or written.
+    """
+    check_owner(run)
+    try:
+        handle = os.open(run.path / ".submitting", os.O_WRONLY | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise PkuslurmError(f"{run.path}: {error.strerror or error}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PkuslurmError(
+                f"{run.run_id}: another command is submitting or cancelling it just now; wait until that one has ended"
+            ) from None
+        except OSError:
+            pass  # a shared disk without locks: run.json's keys still find what was sent
+        document = read_json(run.run_json)
+        if document is None or not isinstance(document.get("jobs"), dict):
+            raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
+        yield document
+    finally:
+        os.close(handle)
+
+
+def check_place(run: RunDir) -> None:
+    """Raise PkuslurmError where the directory was moved: its jobs' files name the old place, and would go on there."""
+    for file in sorted(run.path.glob("jobs/*.json")):
+        written = (read_json(file) or {}).get("run_dir")
+        with contextlib.suppress(OSError):
+            if written is None or Path(written).samefile(run.path):
+                continue
+        raise PkuslurmError(
+            f"{run.run_id}: it was moved here from {written}, which its jobs' files and YAMLs name; move it back, "
+            "or launch anew"
+        )
