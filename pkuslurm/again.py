@@ -79,7 +79,7 @@ def _on_slurm(redo: _Redo, keep_old: bool) -> int:
                 f"{run.run_id}: {kind} ({living[kind]}) still waits or runs; let it end, or cancel it first"
             )
         redo.begin()
-        renew(run, document["jobs"][kind], kind)
+        renew(run, document["jobs"][kind], kind, attempt=redo.attempt)
         document["cancelled"] = None
         write_json(run.run_json, document)
         try:
@@ -102,6 +102,10 @@ class _Redo:
     job: dict[str, object]
     before: dict[Path, str] = field(default_factory=dict)
     answers: str | None = None
+
+    @property
+    def attempt(self) -> int:
+        return int(str(self.job["first_attempt"]))
 
     @property
     def _aside(self) -> Path:

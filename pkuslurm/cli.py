@@ -73,7 +73,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         words = "a verb is wanted: " + ", ".join(HELPS) if "VERB" in message else message
-        raise PkuslurmError(f"{' '.join(self.prog.split()[1:]) or self.prog}: {words}; --help lists all")
+        verb = "".join(f"{word}: " for word in self.prog.split()[1:])
+        raise PkuslurmError(f"{verb}{words}; --help lists all")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from pkuslurm.preflight.slurm import check_login_node, check_slurm
 from pkuslurm.read.find import remember
 from pkuslurm.read.text import safe
 from pkuslurm.render.render import RunFiles, render
-from pkuslurm.render.text import dry_run_text
+from pkuslurm.render.text import dry_run_text, labelled
 from pkuslurm.rundir import RunDir
 from pkuslurm.submit.write import create, new_run_id
 
@@ -105,7 +105,7 @@ def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
         for line in show(composed.settings).splitlines():
             print(f"set      {safe(line)}", file=sys.stderr)
         for note in (*composed.notes, *inputs.notes):
-            print(f"{'' if note.startswith('warning: ') else 'note: '}{safe(note)}", file=sys.stderr)
+            print(safe(labelled(note)), file=sys.stderr)
 
 
 def _run_here(steps: RunPlan, run: RunDir) -> int:

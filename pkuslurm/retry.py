@@ -71,9 +71,9 @@ def _on_slurm(run: RunDir, kinds: list[str]) -> int:
     return 0
 
 
-def renew(run: RunDir, entry: dict[str, Any], kind: str, packed: bool = False) -> None:
+def renew(run: RunDir, entry: dict[str, Any], kind: str, packed: bool = False, attempt: int | None = None) -> None:
     """Give a job that was submitted before its next attempt and key, in run.json's ``entry`` and in its job file."""
-    attempt = _next_attempt(run, kind)
+    attempt = attempt or _next_attempt(run, kind)
     number = len(entry.setdefault("earlier", [])) + 1
     # nothing is lost: also the ids of what went before
     entry["earlier"].append({name: entry.get(name) for name in ("job_id", "key", "first_attempt")})

@@ -127,4 +127,10 @@ def _is_page(name: str) -> bool:
 def _again(run: RunDir, arguments: argparse.Namespace) -> int:
     from pkuslurm.again import again
 
+    stray = next((item for item in arguments.settings if "=" not in item and not item.startswith("~")), None)
+    if stray is not None:
+        raise PkuslurmError(
+            f"{stray}: a setting is typed as key=value; one with spaces needs quotes: 'prompts=[Who am I?]'"
+        )
+
     return again(run, arguments.verb, arguments.settings, arguments.force)

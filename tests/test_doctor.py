@@ -204,3 +204,14 @@ def test_the_exit_code_tells_what_is_needed(
     assert cli.main(["doctor"]) == 0 and "-> mend it" in capsys.readouterr().out
     monkeypatch.setattr(doctor, "examine", lambda *_: [Check("b", False, "y", "mend it", True)])
     assert cli.main(["doctor"]) == 1 and "missing: b" in capsys.readouterr().out
+
+
+def test_on_a_terminal_a_line_goes_on_below_its_beginning_and_chinese_is_two_wide() -> None:
+    from pkuslurm.doctor import _hanging
+
+    assert (
+        _hanging("!  x  ", "/家/我的 文件 夹/runs: 中文 is here", 27)
+        == "!  x  /家/我的 文件\n      夹/runs: 中文 is here"
+    )
+    assert _hanging("!  x  ", "a long line " * 20, 0) == "!  x  " + "a long line " * 20
+    assert _hanging("!  x  ", f"{'w' * 90} b", 30) == f"!  x  {'w' * 90}\n      b"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from pkuslurm.compose import presets
@@ -74,8 +75,8 @@ def _separate_words(items: Sequence[str]) -> None:
         if item.startswith("-") and "=" not in item and after and "=" not in after and not after.startswith("-"):
             raise PkuslurmError(f"{item} {after}: settings are typed without dashes: {_right(item, after)}")
         if "=" in before and "=" not in item and item[:1] not in ("-", "~") and not _is_known(item):
-            whole = show(f"{before} {item}")
-            raise PkuslurmError(f"{whole}: the shell splits at spaces; put quotes around the whole setting: '{whole}'")
+            rest = takewhile(lambda word: "=" not in word and not word.startswith("-"), items[at:])
+            raise PkuslurmError(f"{item}: the shell splits at spaces; use quotes: '{show(' '.join([before, *rest]))}'")
 
 
 def _is_known(key: str) -> bool:
@@ -180,7 +181,7 @@ def _joined(key: str, value: str) -> None:
     """Two settings in one word: nodes=2，name=a."""
     first, comma, rest = value.partition("，")
     other = rest.partition("=")[0].strip()
-    if comma and "=" in rest and _is_known(other):
+    if comma and "=" in rest and _is_known(other) and first[:1] not in "['\"":
         raise PkuslurmError(f"{key}={show(value)}: ， joins no settings; write {key}={first} {rest.strip()}")
 
 

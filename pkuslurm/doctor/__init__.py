@@ -7,12 +7,11 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 
 from pkuslurm.doctor import interpreter, places, site, software
 from pkuslurm.doctor.check import Check
-from pkuslurm.read.text import safe
+from pkuslurm.read.text import safe, width
 
 
 def main(arguments: argparse.Namespace, rest: object = ()) -> int:
@@ -63,7 +62,12 @@ def _show(checks: list[Check]) -> None:
 
 def _hanging(before: str, text: str, columns: int) -> str:
     """``text`` behind ``before``, what does not fit into ``columns`` (0: all does) below its beginning."""
-    if columns <= len(before) + 20:
-        return before + text
-    lines = textwrap.wrap(text, columns - len(before), break_on_hyphens=False, break_long_words=False)
+    room = columns - len(before) if columns > len(before) + 20 else width(text)
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip(" ")
+        if lines[-1] and width(longer) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
     return before + f"\n{'':<{len(before)}}".join(lines)

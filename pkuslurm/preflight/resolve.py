@@ -211,11 +211,8 @@ def _no_model(name: str, environ: Mapping[str, str]) -> str:
     looked = where_looked(name, environ)
     if not looked:
         return "no such folder or downloaded model; give a model's folder, or its id, such as Qwen/Qwen3-0.6B"
-    more = f" and {len(looked) - 3} places more" if len(looked) > 3 else ""
-    return (
-        f"no such folder or downloaded model; looked in {', '.join(looked[:3])}{more}; "
-        f"get it with: modelscope download --model {name}"
-    )
+    places = ", ".join([*looked[:3], "…"][: len(looked)])  # there may be a dozen
+    return f"no such folder or downloaded model; looked in {places}; get it with: modelscope download --model {name}"
 
 
 def _folder(key: str, path: str | None) -> str | None:

@@ -109,11 +109,6 @@ _BARE = {
 }
 
 
-def known_templates() -> dict[str, list[str]]:
-    """Every template of LLaMA-Factory and the versions that have it."""
-    return {name: list(facts["versions"]) for name, facts in _table()["templates"].items()}
-
-
 def choose_template(folder: Path, name: str) -> Choice:
     """The template of the model in ``folder``, which the user calls ``name``. Raises PkuslurmError where several fit
     or none does."""

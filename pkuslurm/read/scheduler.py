@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pkuslurm.slurm import commands
-from pkuslurm.slurm.parse import Row
-
-ALIVE = ("PENDING", "RUNNING")
+from pkuslurm.slurm.parse import ALIVE, Row
 
 
 @dataclass(frozen=True)

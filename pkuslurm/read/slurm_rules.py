@@ -77,8 +77,8 @@ def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
         if evidence.seen == "SKIPPED":
             return "SKIPPED", evidence.reason
         code = "" if row.exit_code is None else f" (exit code {row.exit_code})"
-        if evidence.seen == "CANCELLED":  # srun has ended it because of another
-            return "FAILED", f"its worker on another node was killed, or srun was{code}; see logs/.slurm"
+        if evidence.seen == "CANCELLED":  # its words are "got signal 15", which srun sends on after another's death
+            return "FAILED", f"not cancelled: its worker on another node, or srun, was killed{code}; see logs/.slurm"
         return "FAILED", evidence.reason or f"its job ended before the worker could say why{code}; see logs/.slurm"
     if row.state in ENDS:
         return row.state, ENDS[row.state]

@@ -59,6 +59,11 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Iterator[str]:
         yield f"{name:<8} {text}"
 
 
+def labelled(note: str) -> str:
+    """``note: …``, unless it is a warning."""
+    return note if note.startswith("warning: ") else f"note: {note}"
+
+
 def _scripts(scripts: Mapping[str, str]) -> Iterator[str]:
     for kind, text in scripts.items():
         yield f"# sbatch script {kind}"
@@ -67,7 +72,7 @@ def _scripts(scripts: Mapping[str, str]) -> Iterator[str]:
 
 def _notes(notes: Sequence[str]) -> Iterator[str]:
     for note in notes:
-        yield f"# note: {note}"
+        yield f"# {labelled(note)}"
     if notes:
         yield ""
 

@@ -31,6 +31,8 @@ STATES = {
     "RESV_DEL_HOLD": "PENDING",
     "REVOKED": "CANCELLED",
 }
+# Of the contract's words: not ended.
+ALIVE = ("PENDING", "RUNNING")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def squeue(text: str) -> list[Row]:
                 verdict,
                 word,
                 moment(start),
-                moment(end) if verdict not in ("PENDING", "RUNNING") else None,  # else the limit's end
+                moment(end) if verdict not in ALIVE else None,  # else the limit's end
                 "" if nodes in ("n/a", "(null)") else nodes,
                 "" if reason == "None" else reason,
                 None,

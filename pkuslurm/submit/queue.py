@@ -9,9 +9,9 @@ from typing import Any
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, write_json
 from pkuslurm.slurm import commands
+from pkuslurm.slurm.parse import ALIVE
 from pkuslurm.submit.alone import alone
 
-ALIVE = ("PENDING", "RUNNING")
 # KillWait (30 s by default) passes between TERM and KILL
 END_SECONDS = 60.0
 

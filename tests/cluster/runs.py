@@ -28,10 +28,14 @@ def standin(slurm: Cluster) -> str:
     return str(program)
 
 
+def command(slurm: Cluster, *overrides: str, user: str = "pkalice") -> list[str]:
+    """python -m pkuslurm.launch, with the stand-in, whose empty model must not lie where a real one is looked for."""
+    apart = f"cache_root={slurm.shared(user)}/standin-cache"
+    return [str(slurm.python), "-m", "pkuslurm.launch", f"cluster.python={standin(slurm)}", apart, *TINY, *overrides]
+
+
 def launch(slurm: Cluster, *overrides: str, user: str = "pkalice", env: Mapping[str, str] | None = None) -> Done:
-    """python -m pkuslurm.launch, with the stand-in."""
-    quick = [f"cluster.python={standin(slurm)}", *TINY, *overrides]
-    return slurm.run(user, [str(slurm.python), "-m", "pkuslurm.launch", *quick], env=env)
+    return slurm.run(user, command(slurm, *overrides, user=user), env=env)
 
 
 def launched(slurm: Cluster, *overrides: str, user: str = "pkalice", env: Mapping[str, str] | None = None) -> Path:

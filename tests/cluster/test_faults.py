@@ -14,14 +14,13 @@ from tests.cluster import faults
 from tests.cluster.fixture import Cluster
 from tests.cluster.process import wait_for
 from tests.cluster.runs import (
-    TINY,
+    command,
     ended,
     job,
     jobs_of,
     launched,
     queued,
     running,
-    standin,
     states,
     status,
     until,
@@ -147,12 +146,12 @@ def test_accounting_that_is_away(slurm: Cluster) -> None:
 def test_launchers_killed_at_random(slurm: Cluster) -> None:
     seed = random.randrange(10**6)
     moments = random.Random(seed)
-    command = [str(slurm.python), "-m", "pkuslurm.launch", f"cluster.python={standin(slurm)}", *TINY]
+    started = command(slurm)
     runs: set[Path] = set()
     folder = slurm.shared("pkalice") / "runs"
     before = set(folder.glob("*"))
     for _ in range(12):
-        process = slurm.start("pkalice", command)
+        process = slurm.start("pkalice", started)
         time.sleep(0.35 + moments.random() * 0.5)
         process.send_signal(signal.SIGKILL)
         process.communicate()

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster import faults
 from tests.cluster.fixture import Cluster
 from tests.cluster.runs import (
-    TINY,
+    command,
     ended,
     job,
     jobs_of,
@@ -22,7 +22,6 @@ from tests.cluster.runs import (
     queued,
     running,
     shim,
-    standin,
     states,
     status,
     verb,
@@ -172,9 +171,7 @@ def test_without_accounting(slurm: Cluster) -> None:
 
 def test_a_controller_that_pauses_during_the_launch(slurm: Cluster) -> None:
     """sbatch gives up after 10 s, and the job is in the queue all the same: it is found again, never sent twice."""
-    process = slurm.start(
-        "pkalice", [str(slurm.python), "-m", "pkuslurm.launch", f"cluster.python={standin(slurm)}", *TINY]
-    )
+    process = slurm.start("pkalice", command(slurm))
     paused = False
     deadline = time.monotonic() + 20
     while process.poll() is None and time.monotonic() < deadline and not paused:
@@ -279,9 +276,9 @@ def test_following_to_the_end_and_ctrl_c(slurm: Cluster) -> None:
     done = launch(slurm, "wait=true", "cluster.poll_seconds=1", "pipeline=train")
     assert done.returncode == 0 and "COMPLETED" in done.stderr, done.stderr
     assert launch(slurm, "wait=true", "cluster.poll_seconds=1", "cluster.env.STANDIN_TRAIN=fail").returncode == 1
-    command = [str(slurm.python), "-m", "pkuslurm.launch", f"cluster.python={standin(slurm)}", *TINY]
+    started = command(slurm)
     process = slurm.start(
-        "pkalice", [*command, "wait=true", "cluster.poll_seconds=1", "cluster.env.STANDIN_PREPARE=sleep"]
+        "pkalice", [*started, "wait=true", "cluster.poll_seconds=1", "cluster.env.STANDIN_PREPARE=sleep"]
     )
     time.sleep(5)
     process.send_signal(signal.SIGINT)

@@ -212,11 +212,8 @@ def test_a_slip_gets_the_right_word(typed: str, message: str) -> None:
 
 def test_a_value_that_the_shell_has_split_is_told_to_be_quoted() -> None:
     with pytest.raises(PkuslurmError) as refusal:
-        compose(["infer.prompts=[你是谁,Who", "are", "you?]"])
-    whole = "infer.prompts=[你是谁,Who are"
-    assert str(refusal.value) == (
-        f"{whole}: the shell splits at spaces; put quotes around the whole setting: '{whole}'"
-    )
+        compose(["infer.prompts=[你是谁,Who", "are", "you?]", "nodes=2"])
+    assert str(refusal.value) == "are: the shell splits at spaces; use quotes: 'infer.prompts=[你是谁,Who are you?]'"
 
 
 def test_a_full_width_comma_is_text_and_said() -> None:

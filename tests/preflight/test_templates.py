@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from pkuslurm.compose import compose
+from pkuslurm.config.llamafactory import names, snapshots
 from pkuslurm.config.schema import Model
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.preflight.models import HUB_ID
-from pkuslurm.preflight.templates import check_template, choose_template, known_templates
+from pkuslurm.preflight.templates import check_template, choose_template
 
 REPO = Path(__file__).parents[2]
 CHATML = "{{ '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}"
@@ -72,7 +73,7 @@ def test_chat_template_and_model_type_decide(tmp_path: Path, model_type: str, ch
     choice = choose_template(model(tmp_path / "my model", model_type, chat), "my model")
     assert choice.template == template
     assert model_type in choice.why
-    assert template in known_templates()
+    assert template in names("templates")
 
 
 @pytest.mark.parametrize(
@@ -210,10 +211,16 @@ def test_a_preset_has_a_hub_id_the_template_that_llama_factory_lists_for_it_and_
     path, template = values["model"]["path"], values["model"]["template"]
     assert HUB_ID.fullmatch(path)
     assert path.rpartition("/")[2].lower().removeprefix("meta-") == file.stem
-    assert known_templates()[template] == ["0.9.4", "0.9.5"]
+    assert all(template in version.templates for version in snapshots())
     table = json.loads((REPO / "pkuslurm" / "preflight" / "templates.json").read_text(encoding="utf-8"))
     assert table["models"][path.rpartition("/")[2].lower()] == template
     # a template for thinking models, and answers without thoughts
     assert ("enable_thinking" in values["train"]) == table["templates"][template]["thinking"]
     assert 1e-5 <= compose([f"model={file.stem}"]).config.train["learning_rate"] <= 2e-4
     assert values["train"]["per_device_train_batch_size"] * values["train"]["gradient_accumulation_steps"] == 8
+
+
+def test_both_snapshots_tell_of_the_same_templates() -> None:
+    table = json.loads((REPO / "pkuslurm" / "preflight" / "templates.json").read_text(encoding="utf-8"))["templates"]
+    for version in snapshots():
+        assert version.templates == {name for name, facts in table.items() if version.llamafactory in facts["versions"]}

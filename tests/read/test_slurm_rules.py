@@ -8,8 +8,10 @@ from pkuslurm.read.slurm_rules import SlurmEvidence, job_state
 from pkuslurm.slurm.parse import Row
 
 
-def row(state: str, reason: str = "", started: str | None = "2026-11-24T09:00:00+08:00", said: str = "") -> Row:
-    return Row("7", "key", state, said or state, started, None, "", reason)
+def row(
+    state: str, reason: str = "", started: str | None = "2026-11-24T09:00:00+08:00", said: str = "", user: str = ""
+) -> Row:
+    return Row("7", "key", state, said or state, started, None, "", reason, None, user)
 
 
 WORKED = {"seen": "FAILED", "reason": "RuntimeError: boom"}
@@ -51,6 +53,18 @@ CASES = {
         {**KNOWN, "row": row("CANCELLED", said="CANCELLED by 1000")},
         "CANCELLED",
         "by user 1000",
+    ),
+    "cancelled by hand while it waited, before its parent failed": (
+        {**KNOWN, "row": row("CANCELLED", "Dependency", user="alice"), **FAILED_PARENT},
+        *("CANCELLED", "cancelled"),
+    ),
+    "the same in accounting": (
+        {**KNOWN, "row": row("CANCELLED", "Dependency", None, "CANCELLED by 1000"), **FAILED_PARENT},
+        *("CANCELLED", "by user 1000"),
+    ),
+    "ended because another worker was killed": (
+        {**KNOWN, "row": row("FAILED"), "seen": "CANCELLED", "reason": "cancelled: got signal 15"},
+        *("FAILED", "its worker on another node"),
     ),
     "not submitted": ({"job_id": None}, "PENDING", "not submitted"),
     "not submitted, its parent failed": ({"job_id": None, **FAILED_PARENT}, "SKIPPED", "train did not complete"),
