@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pkuslurm.compose import Composed, compose, groups, show
-from pkuslurm.config.schema import Config
+from pkuslurm.config.built import check_built
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.guard import guarded
 from pkuslurm.paths import CONF, absolute
@@ -73,7 +73,7 @@ def launch(composed: Composed, environ: Mapping[str, str]) -> int:
         composed.config, run_root=absolute(composed.config.run_root), cache_root=absolute(composed.config.cache_root)
     )
     typed = [item.key for item in composed.settings if item.origin == "command line"]  # not a site's defaults.yaml
-    _refuse_what_is_not_built(config, [item.key for item in composed.settings], typed)
+    check_built(config, [item.key for item in composed.settings], typed)
     steps = plan(config)
     inputs = resolve(config, environ, lenient=config.dry_run)
     if config.dry_run:
@@ -181,43 +181,6 @@ def _label(composed: Composed) -> str:
     model = config.model.make or Path(str(config.model.path)).name
     data = config.dataset.name or Path(str(config.dataset.path)).stem
     return f"{model}-{data}" if "train" in config.pipeline.jobs else model
-
-
-# Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = ("resume.", "serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "container.")
-# What only a scheduler can use.
-SCHEDULER = {
-    *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),
-    *("gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "array_parallelism", "pack", "poll_seconds"),
-}
-
-
-def _refuse_what_is_not_built(config: Config, changed: Sequence[str], typed: Sequence[str]) -> None:
-    """Said by name, never ignored."""
-    here, accelerator = config.cluster.executor == "local", config.cluster.accelerator
-    never = {
-        "from_yaml": config.from_yaml is not None,
-        "sweep.extend": config.sweep.extend is not None,
-        "cluster.launcher=prefork": config.cluster.launcher == "prefork",
-    }
-    planned = {key: True for key in changed if key.startswith(NOT_YET)} | {
-        "cluster.executor=meet": config.cluster.executor == "meet",
-        f"container.runtime={config.container.runtime}": config.container.runtime != "none",
-        f"cluster.accelerator={accelerator} without Slurm": here and accelerator != "cpu",
-        "cluster.setup without Slurm": here and bool(config.cluster.setup),
-    }
-    for name, asked in (never if config.dry_run else never | planned).items():
-        if asked:
-            hint = "" if name in never else "; dry_run=true shows the plan and the files"
-            raise PkuslurmError(f"{name}: not yet built{hint}")
-    useless = [key for key in typed if key.startswith("cluster.") and key.split(".")[1] in SCHEDULER]
-    if config.cluster.executor == "local" and useless:
-        raise PkuslurmError(f"{useless[0]}: cluster=local asks no scheduler; leave it out, or choose another cluster")
-    for key, value in (("infer.base", config.infer.base), ("infer.adapter", config.infer.adapter)):
-        if value is not None and config.pipeline.jobs[0] != "infer":
-            raise PkuslurmError(f"{key}: only pipeline=infer takes one; a run compares the model that it tunes")
-    if config.cluster.executor == "local" and config.wait is False:
-        raise PkuslurmError("wait=false: a local run works in the foreground; use nohup or tmux to leave it alone")
 
 
 def _options(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

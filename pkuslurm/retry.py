@@ -7,12 +7,11 @@ import sys
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import status
+from pkuslurm.read import proof, pruned, status
 from pkuslurm.read.closing import closing
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.screen import Screen
 from pkuslurm.submit.local import check_owner, run_jobs
-from pkuslurm.worker import marker
 
 
 def retry(run: RunDir) -> int:
@@ -21,7 +20,8 @@ def retry(run: RunDir) -> int:
     document = read_json(run.run_json)
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    kinds = [kind for kind in document["jobs"] if marker.doubt(run, run.run_id, kind) is not None]
+    gone = pruned.read(run)
+    kinds = [kind for kind in document["jobs"] if proof.marker_of(run, run.run_id, kind, gone)[0] is None]
     if not kinds:
         print(f"{run.run_id}: every job is complete; nothing to do", file=sys.stderr)
         print(run.path)

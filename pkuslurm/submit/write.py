@@ -35,7 +35,10 @@ def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: S
     run = files.run
     mode = 0o750 if plan.config.access == "group" else 0o700
     try:
-        run.path.parent.mkdir(parents=True, exist_ok=True)
+        if not run.path.parent.is_dir():
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            if plan.config.access == "group":
+                os.chmod(run.path.parent, mode)  # under umask 077 the group would not get to its run
         run.path.mkdir(mode=mode)  # not exist_ok: two launches never share a directory
     except OSError as error:
         raise PkuslurmError(f"run_root={run.path.parent}: {error.filename or run.path}: {error.strerror}") from None
