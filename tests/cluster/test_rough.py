@@ -129,6 +129,7 @@ def test_names_that_a_shell_would_read(slurm: Cluster) -> None:
 def test_by_hand_out_of_a_training_platforms_shell(slurm: Cluster) -> None:
     """NODE_RANK and its like would make every node the first one."""
     folder = slurm.shared("pkalice") / "by hand"
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier session's, where the cluster outlived it
     slurm.run("pkalice", ["mkdir", "-p", str(folder)])
     (folder / "my own.yaml").write_text("output_dir: out 1\nuse_cpu: true\n", encoding="utf-8")
     program = slurm.shared("common") / "trainer"

@@ -215,8 +215,10 @@ def test_a_launcher_killed_after_each_submission(slurm: Cluster, tmp_path: Path)
 
 
 def test_a_chain_that_could_be_submitted_only_in_part(slurm: Cluster) -> None:
-    full = '[ -e ~/away ] && { echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }'
-    text = full + '\n"$REAL" "$@" && touch ~/away'
+    away = slurm.shared("pkalice") / "away"
+    away.unlink(missing_ok=True)  # an earlier session's, where the cluster outlived it
+    full = f'[ -e {away} ] && {{ echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }}'
+    text = full + f'\n"$REAL" "$@" && touch {away}'
     path = shim(slurm, slurm.shared("common") / "shim-limit", "sbatch", text)
     done = launch(slurm, env=path)
     assert done.returncode == 3 and "pkuslurm retry" in done.stderr and done.stderr.count("\n") < 20, done.stderr
