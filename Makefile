@@ -28,8 +28,9 @@ test: setup-dev ## all tests (ARGS="-k name" for some)
 	    export PKUSLURM_WITHOUT_SLURM=1; fi; \
 	$(PY) -m pytest $(ARGS)
 
-lint: setup-dev ## ruff, mypy --strict, the layers
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/lint-imports --no-cache
+lint: setup-dev ## ruff, mypy --strict, the layers, shellcheck
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/lint-imports --no-cache && \
+	    .venv/bin/shellcheck sbatch/*.sbatch .ci/run .ci/setup .ci/setup-0.9.4 .ci/slurm
 
 train: setup ## one run (NODES=2 CLUSTER=local ARGS="train.learning_rate=5e-5")
 	@$(PY) -m pkuslurm.launch cluster=$(CLUSTER) nodes=$(NODES) $(ARGS)

@@ -6,11 +6,15 @@ import sys
 import time
 from contextlib import suppress
 
+from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import status
 from pkuslurm.read.changes import stamps
 from pkuslurm.read.rules import ENDED
 from pkuslurm.read.text import safe
 from pkuslurm.rundir import RunDir
+
+# so many looks in a row at which nothing is told, before it is given up: a controller may be away for a while
+MOST_UNKNOWN = 20
 
 
 def follow(run: RunDir, seconds: float) -> int:
@@ -19,6 +23,7 @@ def follow(run: RunDir, seconds: float) -> int:
     One question to Slurm every ``seconds``; between them only files are looked at.
     """
     shown: dict[str, tuple[str, str | None]] = {}
+    unknown = 0
     while True:
         now = status.read(run.path)
         for job in now.jobs:
@@ -30,6 +35,9 @@ def follow(run: RunDir, seconds: float) -> int:
                     print(f"{job.kind:<8} {job.state}{why}", file=sys.stderr, flush=True)
         if all(job.state in ENDED for job in now.jobs):
             return 0 if now.state == "COMPLETED" else 1
+        unknown = unknown + 1 if all(job.state in (*ENDED, "UNKNOWN") for job in now.jobs) else 0
+        if unknown > MOST_UNKNOWN:
+            raise PkuslurmError(f"{run.run_id}: nothing is known of its jobs any more; see `pkuslurm status`")
         _pause(run, seconds)
 
 

@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 
+from pkuslurm import early
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read.text import safe
 
 
 def guarded(command: Callable[[], int]) -> int:
     """Run ``command``: refusals and mistakes in one line on stderr; our own bugs in one line and a file."""
+    early.ready()
     try:
         os.getcwd()
     except FileNotFoundError:

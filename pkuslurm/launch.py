@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from pkuslurm import early  # noqa: F401  # before the slow imports
 from pkuslurm.compose import Composed, compose, groups, show
 from pkuslurm.config.built import check_built
 from pkuslurm.errors import PartlySubmitted, PkuslurmError

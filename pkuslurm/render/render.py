@@ -101,6 +101,7 @@ def _submission(plan: RunPlan, job: JobSpec, run: RunDir, own_python: str) -> di
             "setup": list(job.request.setup),
             "signal_seconds": plan.config.resume.signal_seconds,
             "pack": plan.config.cluster.pack,
+            "umask": "027" if plan.config.access == "group" else "077",
         },
     }
 

@@ -84,14 +84,14 @@ def _parameters(job: Mapping[str, Any], dependencies: Sequence[str], hold: bool)
         "job_name": job["key"],
         "nodes": job["nodes"],
         "ntasks_per_node": 1,
-        "setup": _setup(job) or None,
+        "setup": _setup(job),
         "additional_parameters": options | further,
     }
 
 
 def _setup(job: Mapping[str, Any]) -> list[str]:
     """cluster.setup, each line's failure an end in words; then where the ranks meet."""
-    lines = []
+    lines = [f"umask {job['request']['umask']}"]  # srun makes the logs
     for text in job["request"]["setup"]:
         if all(not line.strip() or line.strip().startswith("#") for line in text.splitlines()):
             continue  # bash takes no { } with nothing in it

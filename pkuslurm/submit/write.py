@@ -53,6 +53,9 @@ def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: S
     except OSError as error:
         shutil.rmtree(run.path, ignore_errors=True)  # half a run is no run
         raise PkuslurmError(f"run_root={run.path.parent}: {error.filename or run.path}: {error.strerror}") from None
+    except KeyboardInterrupt:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def _run_json(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]) -> dict[str, Any]:

@@ -113,3 +113,9 @@ def shim(slurm: Cluster, folder: Path, name: str, text: str) -> dict[str, str]:
     program.write_text(f"#!/bin/bash\nREAL={shutil.which(name)}\n{text}\n", encoding="utf-8")
     program.chmod(0o755)
     return {"PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin"}
+
+
+def sent(slurm: Cluster, run: Path) -> list[str]:
+    """Keys of all jobs that were ever submitted for ``run``."""
+    lines = slurm.ask("squeue", "-h", "-t", "all", "-o", "%j").splitlines()
+    return sorted(line.removeprefix(f"{run.name}-") for line in lines if line.startswith(run.name))

@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -24,6 +23,7 @@ from tests.cluster.runs import (
     launched,
     queued,
     running,
+    sent,
     shim,
     standin,
     states,
@@ -39,12 +39,6 @@ def nothing_is_left(slurm: Cluster) -> Iterator[None]:
     yield
     slurm.clear()
     assert slurm.processes("pkalice") == []
-
-
-def sent(slurm: Cluster, run: Path) -> list[str]:
-    """Keys of all jobs that were ever submitted for ``run``."""
-    lines = slurm.ask("squeue", "-h", "-t", "all", "-o", "%j").splitlines()
-    return sorted(line.removeprefix(f"{run.name}-") for line in lines if line.startswith(run.name))
 
 
 def test_two_retries_at_once_submit_once(slurm: Cluster) -> None:

@@ -24,7 +24,7 @@ OWN += ["train.per_device_train_batch_size=2", "train.cutoff_len=64", "infer.pro
 @pytest.fixture
 def folder(weird: Path) -> Path:
     models.qwen(weird / "qwen")
-    models.alpaca(weird / "rows.jsonl")
+    models.alpaca_without_input(weird / "rows.jsonl")
     return weird
 
 

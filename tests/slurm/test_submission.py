@@ -23,7 +23,7 @@ from pkuslurm.worker.head import head
 
 
 def job(folder: Path, **request: Any) -> dict[str, Any]:
-    asked = {"options": {}, "setup": [], "signal_seconds": None} | request
+    asked = {"options": {}, "setup": [], "signal_seconds": None, "umask": "077"} | request
     return {"kind": "train", "key": "k", "run_dir": str(folder), "nodes": 1, "worker": ["true"], "request": asked}
 
 

@@ -1,0 +1,15 @@
+"""Ctrl-C while a command is still being loaded: an end without a traceback. Imported before everything else of ours."""
+
+import signal
+import sys
+
+_SPEC = getattr(sys.modules.get("__main__"), "__spec__", None)
+_OURS = _SPEC is not None and _SPEC.name.startswith("pkuslurm")
+if _OURS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def ready() -> None:
+    """From now on Ctrl-C is ours to handle."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
