@@ -47,6 +47,12 @@ report: setup ## write a run's report.html anew (RUN=id)
 status: setup ## how a run stands (RUN=id)
 	@$(PY) -m pkuslurm status $(if $(RUN),"$(RUN)") $(ARGS)
 
+retry: setup ## once more what is not complete of a run (RUN=id)
+	@$(PY) -m pkuslurm retry $(if $(RUN),"$(RUN)") $(ARGS)
+
+cancel: setup ## end a run (RUN=id)
+	@$(PY) -m pkuslurm cancel $(if $(RUN),"$(RUN)") $(ARGS)
+
 constraints: ## pin the newest versions that fit (needs uv)
 	uv pip compile -q pyproject.toml --upgrade --python-version 3.11 --universal --no-annotate --no-header -o .constraints/base.txt
 	uv pip compile -q pyproject.toml --upgrade --extra train --extra dev --python-version 3.11 --universal --no-annotate --no-header -o .constraints/train.txt
@@ -60,12 +66,6 @@ slurm-up: ## a real Slurm cluster on this Debian machine, as root (tests/cluster
 
 slurm-down: ## remove exactly what slurm-up made
 	@.ci/slurm down
-
-retry: setup ## once more what is not complete of a run (RUN=id)
-	@$(PY) -m pkuslurm retry $(if $(RUN),"$(RUN)") $(ARGS)
-
-cancel: setup ## end a run (RUN=id)
-	@$(PY) -m pkuslurm cancel $(if $(RUN),"$(RUN)") $(ARGS)
 
 test-faults: setup-dev ## the long fault rows on a real Slurm (as root, Debian; a quarter of an hour)
 	@.ci/slurm packages && $(PY) -m pytest -m faults tests/cluster $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -25,7 +26,7 @@ from pkuslurm.read.find import remember
 from pkuslurm.read.text import safe
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import dry_run_text, labelled
-from pkuslurm.rundir import RunDir
+from pkuslurm.rundir import RunDir, read_json
 from pkuslurm.submit.write import create, new_run_id
 
 HELP = """\
@@ -103,7 +104,9 @@ def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
         print(f"run {run.run_id}", file=sys.stderr)
         for name, text in inputs.facts:
             print(f"{name:<8} {safe(text)}", file=sys.stderr)
-        for line in show(composed.settings).splitlines():
+        # what a shipped preset sets is what its name stands for; status and the report show all
+        own = [item for item in composed.settings if not re.fullmatch(r"\w+=[\w.-]+", item.origin)]
+        for line in show(own).splitlines():
             print(f"set      {safe(line)}", file=sys.stderr)
         for note in (*composed.notes, *inputs.notes):
             print(safe(labelled(note)), file=sys.stderr)
@@ -153,7 +156,9 @@ def _submit(steps: RunPlan, run: RunDir) -> int:
         raise
     command = f"{shlex.quote(sys.executable)} -m pkuslurm"
     with suppress(OSError):
-        print(f"submitted {', '.join(steps.kinds)}; they go on by themselves", file=sys.stderr)
+        ids = {kind: entry["job_id"] for kind, entry in (read_json(run.run_json) or {})["jobs"].items()}
+        listed = ", ".join(f"{kind} {job_id}" for kind, job_id in ids.items())
+        print(f"submitted {listed}; they go on by themselves", file=sys.stderr)
         print(f"next     {command} status {shlex.quote(run.run_id)}", file=sys.stderr)
     code = _follow(steps, run) if steps.config.wait else 0
     with suppress(OSError):
