@@ -63,7 +63,10 @@ def test_a_shared_model_that_nobody_may_write_to(slurm: Cluster, run: Path) -> N
     shutil.copytree(base, shared, dirs_exist_ok=True)
     for file in (shared, *shared.rglob("*")):
         file.chmod(0o555 if file.is_dir() else 0o444)
-    runs = [launched(slurm, f"model.path={shared}", "infer.prompts=[你是谁]", user="pkbob") for _ in range(2)]
+    runs = [
+        launched(slurm, "model=custom", f"model.path={shared}", "infer.prompts=[你是谁]", user="pkbob")
+        for _ in range(2)
+    ]
     for one in runs:
         assert states(ended(slurm, one, "pkbob")) == dict.fromkeys(KINDS, "COMPLETED")
         assert slurm.run("pkalice", ["ls", str(one)]).returncode != 0
