@@ -106,6 +106,7 @@ def _status(one: argparse.ArgumentParser) -> None:
 def _logs(one: argparse.ArgumentParser) -> None:
     one.add_argument("kind", nargs="?", help="one kind of job: prepare, train, merge, infer, report")
     one.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    one.add_argument("--all", action="store_true", help="whole files, not only the last 40 lines of each")
 
 
 def _report(one: argparse.ArgumentParser) -> None:

@@ -245,15 +245,17 @@ def _show(
 ) -> None:
     from pkuslurm.read.present import table
 
-    if items:
+    shown = [item for item in items if item.frees and item.path not in failed]
+    if shown:
         rows = [
             (item.run.name if item.run else "(cache)", item.what, item.path.name, size(item.bytes), size(item.frees))
-            for item in items
-            if item.path not in failed
+            for item in shown
         ]
         table(("run", "what", "folder", "size", "frees"), rows, sys.stdout)
-    total = size(sum(item.frees for item in items if item.path not in failed))
+    total = size(sum(item.frees for item in shown))
     told = f"{total} freed" if arguments.yes else f"{total} would be freed" if items else "nothing to remove"
+    if idle := sum(not item.frees for item in items):
+        told += f"; {idle} that free{'s' if idle == 1 else ''} nothing not listed"
     print(told + (" (what else is linked to stays on the disk: --cache)" if _linked(items) else ""))
     for path, why in failed.items():
         print(f"pkuslurm: {safe(path)}: not removed: {safe(why)}", file=sys.stderr)

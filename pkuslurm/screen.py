@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pkuslurm.read.present import duration, safe
@@ -73,7 +74,10 @@ class Screen:
     def _doing(self, kind: str) -> str:
         progress = read_json(self.run.progress(kind))
         if progress is None:
-            return f"{duration(time.monotonic() - self.started_at)}{_last_words(self.run, kind)}"
+            took = duration(time.monotonic() - self.started_at)
+            if kind == "prepare" and (made := _model_in_the_making(self.run)):
+                return f"making the {safe(made)} model, once, about a minute; {took} so far"
+            return f"{took}{_last_words(self.run, kind)}"
         loss = progress.get("loss")
         left = progress.get("eta_seconds")
         parts = [f"step {progress.get('step')}/{progress.get('total_steps')}"]
@@ -137,22 +141,39 @@ def _last_words(run: RunDir, kind: str) -> str:
     return f", {words}" if _HOW_FAR.fullmatch(words) else ""
 
 
+def _model_in_the_making(run: RunDir) -> str | None:
+    """The name of the model that prepare is to make (``tiny``), until it is there."""
+    payload = (read_json(run.job("prepare")) or {}).get("payload") or {}
+    there = Path(str(payload.get("model_path")), "config.json").is_file()  # put in place as a whole
+    return None if there or not payload.get("make") else str(payload["make"])
+
+
+def _many(count: object, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def _fact(kind: str, result: Mapping[str, Any]) -> str:
     """One line of what came out, from the job's result."""
     facts: list[str] = []
     if kind == "prepare" and "dataset" in result:
         data, steps = result["dataset"], result.get("steps") or {}
-        facts.append(f"{data.get('kept')} of {data.get('rows')} rows, {data.get('tokens')} tokens")
-        facts += [f"{steps['total']} steps of {steps.get('effective_batch')} rows"] if steps.get("total") else []
+        facts.append(f"{data.get('kept')} of {_many(data.get('rows'), 'row')}, {_many(data.get('tokens'), 'token')}")
+        facts += (
+            [f"{_many(steps['total'], 'step')} of {_many(steps.get('effective_batch'), 'row')}"]
+            if steps.get("total")
+            else []
+        )
         facts += [str(warning) for warning in result.get("warnings", [])]
     elif kind == "train" and "global_step" in result:
         loss = result.get("train_loss")
-        facts.append(f"{result['global_step']} steps")
+        facts.append(_many(result["global_step"], "step"))
         facts += [f"mean loss {loss:.4f}"] if isinstance(loss, float) else []
     elif kind == "merge" and "tensors" in result:
         whole = result.get("equal") is None  # a full fine-tune: nothing to merge
-        facts.append("a whole model already" if whole else f"{result['equal']} of {result['tensors']} tensors proved")
+        facts.append(
+            "a whole model already" if whole else f"{result['equal']} of {_many(result['tensors'], 'tensor')} proved"
+        )
     elif kind == "infer" and "prompts" in result:
         passed = result.get("passed")
-        facts.append(f"{result['prompts']} questions" + (f", {passed} passed" if passed is not None else ""))
+        facts.append(_many(result["prompts"], "question") + (f", {passed} passed" if passed is not None else ""))
     return "".join(f"; {safe(fact)}" for fact in facts)

@@ -14,6 +14,8 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import find, present, status
 from pkuslurm.rundir import KINDS, RunDir, read_json
 
+ACTING = ("cancel", "retry", "merge", "infer")
+
 
 def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Do ``arguments.verb``; ``rest``: words that argparse left over. Returns the exit code."""
@@ -35,6 +37,9 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.run, arguments.export = arguments.export, ""  # `report --export RUN`
     run = RunDir(find.find(arguments.run, places))
     find.check(run.path)
+    if verb in ACTING and arguments.run is None and not getattr(arguments, "json", False):
+        # the newest may lie in another folder than one thinks
+        print(f"newest run: {present.safe(run.path)}", file=sys.stderr)
     verbs = {"status": _status, "logs": _logs, "cancel": _cancel, "report": _report, "merge": _again, "infer": _again}
     verbs["retry"] = _retry
     return verbs[verb](run, arguments)
@@ -72,7 +77,7 @@ def _logs(run: RunDir, arguments: argparse.Namespace) -> int:
         files = logs.log_files(run, status.read(run.path), arguments.kind)
         print(json.dumps({"run_id": run.run_id, "logs": [str(file) for file in files]}, ensure_ascii=False))
     else:
-        logs.show_logs(run.path, sys.stdout, kind=arguments.kind, follow=arguments.follow)
+        logs.show_logs(run.path, sys.stdout, kind=arguments.kind, follow=arguments.follow, whole=arguments.all)
     return 0
 
 

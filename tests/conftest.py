@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+# The tests compute where they are started, on a login node too; those of tests/cluster name their own cluster.
+os.environ["SLURM_CONF"] = "/nonexistent/slurm.conf"
 REPO = Path(__file__).parents[1]
 # A folder name with everything that breaks shells, splitters and C locales.
 WEIRD = "a 'quoted\" $(touch x) 我的 模型"

@@ -190,7 +190,13 @@ def test_a_controller_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.M
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     began = time.monotonic()
-    assert not by_name(list(site.programs({})))["slurmctld"].ok and time.monotonic() - began < 10
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n", encoding="utf-8")
+    (tmp_path / "sbatch").chmod(0o755)
+    silent = "sbatch is installed, but no cluster answers here; cluster=local works"
+    assert by_name(list(site.programs({})))["Slurm"].detail == silent and time.monotonic() - began < 10
+    fake.write_text(f"#!/bin/sh\necho scontrol: error: {'long ' * 90} >&2\nexit 1\n", encoding="utf-8")
+    checks = by_name(list(site.programs({})))
+    assert checks["Slurm"].detail == silent and not checks["Slurm"].ok and "slurmctld" not in checks
     fake.write_text("#!/bin/sh\necho 'Slurmctld(primary) at login is UP'\n", encoding="utf-8")
     assert by_name(list(site.programs({"SLURM_JOB_ID": "7"})))["slurmctld"].ok
 

@@ -60,7 +60,10 @@ def test_alone_it_only_shows(run: RunDir, weird: Path, capsys: pytest.CaptureFix
     assert cli.main(["prune"]) == 0
     told = capsys.readouterr().out
     assert tree(weird) == before
-    assert all(word in told for word in ("checkpoint-30", "tokenized data", ".merged.tmp-x1", "nothing was removed"))
+    assert all(word in told for word in ("checkpoint-30", "checkpoint-60", ".merged.tmp-x1", "nothing was removed"))
+    assert "tokenized data" not in told and "1 that frees nothing not listed" in told, "the cache has it too"
+    items = asked(capsys)["items"]
+    assert isinstance(items, list) and "tokenized data" in [item["what"] for item in items]
     assert "kept: adapters, full weights, answers, reports, logs, proofs" in told and "merged model  " not in told
 
 

@@ -96,7 +96,8 @@ def test_mistakes_are_one_line(mistake: str, root: Path, capsys: pytest.CaptureF
     arguments = words(root)
     assert cli.main(arguments) == 2
     ended = capsys.readouterr()
-    assert message in ended.err and ended.err.count("\n") == 1 and ended.err.startswith("pkuslurm: ") and not ended.out
+    refused = [line for line in ended.err.splitlines() if not line.startswith("newest run: ")]
+    assert len(refused) == 1 and message in refused[0] and refused[0].startswith("pkuslurm: ") and not ended.out
 
 
 @pytest.mark.parametrize("denied", ["run.json", "folder"])
@@ -234,6 +235,27 @@ def test_a_group_members_run_is_read_and_left_as_it_is(
         assert cli.main([verb, "20261124"]) == 2
         assert "belongs to another user" in capsys.readouterr().err
     assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "merge", "infer"])
+def test_a_verb_that_acts_names_the_run_that_nobody_named(
+    verb: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = f"newest run: {root / '20261124-a'}\n"
+    assert cli.main([verb]) == 0 and capsys.readouterr().err.startswith(newest)
+    assert cli.main([verb, "20261124"]) == 0 and "newest run" not in capsys.readouterr().err
+    for words in (["cancel", "--json"], ["status"], ["logs"]):
+        assert cli.main(words) == 0 and "newest run" not in capsys.readouterr().err
+
+
+def test_logs_all(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunDir(root / "20261124-a").log("train", "local-2", 0)
+    write_text(log, "".join(f"line {number}\n" for number in range(100)))
+    assert cli.main(["logs", "train"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[1] == f"… 60 lines before, all of it: {log}" and told[2:] == [f"line {one}" for one in range(60, 100)]
+    assert cli.main(["logs", "train", "--all"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [f"line {one}" for one in range(100)]
 
 
 def test_report_export(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

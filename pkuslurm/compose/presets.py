@@ -21,6 +21,8 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF
 
 NOT_YET = ("cluster=scow",)
+# What others have a word for and we a setting.
+MEANT = {"train=qlora": "train=lora train.quantization_bit=4"}
 MANY = 10  # choices
 # YAML 1.1 reads 1:00:00 as 3600, 0012 as 10 and 2024_01 as 202401.
 TRAP = re.compile(r"[-+]?(\d+(:[0-5]?\d)+|0[0-7_]+|[1-9]\d*(_\d+)+)")
@@ -65,6 +67,8 @@ def no_such_choice(group: str, choice: str, roots: Sequence[Path]) -> str:
     """The refusal of a choice that there is no file for."""
     if f"{group}={choice}" in NOT_YET:
         return f"{group}={choice}: not yet built"
+    if f"{group}={choice}" in MEANT:
+        return f"{group}={choice}: no such choice; write {MEANT[f'{group}={choice}']}"
     known = choices(roots).get(group, [])
     near = nearest(choice, known)
     # twenty models fill more lines than anybody reads for the one that was meant
@@ -93,23 +97,46 @@ def _ours(file: Path) -> DictConfig:
 
 
 def _load(file: Path) -> DictConfig:
+    text = ""
     try:
         content = OmegaConf.create(text := file.read_text(encoding="utf-8")) or OmegaConf.create({})
     except (OSError, UnicodeDecodeError) as error:
         raise PkuslurmError(f"{file}: it cannot be read ({' '.join(str(error).split())})") from None
     except yaml.YAMLError as error:
-        raise PkuslurmError(f"{not_yaml(error, file)}") from None
+        raise PkuslurmError(_no_colon(file, text) or _twice(error, file, text) or not_yaml(error, file)) from None
     except OmegaConfBaseException as error:
         raise PkuslurmError(f"{file}: {str(error).splitlines()[0]}") from None
     if not isinstance(content, DictConfig):
         raise PkuslurmError(f"{file}: it holds no keys; write key: value, one a line")
     if not is_ours(file):
+        if any(re.search("[：=:]", str(key)) for key in content) and (slip := _no_colon(file, text)):
+            raise PkuslurmError(slip)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and TRAP.fullmatch(event.value):
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 found = f"{file}:{line}: {event.value}"
                 raise PkuslurmError(f"{found}: YAML reads another number here; write it in quotes: '{event.value}'")
     return content
+
+
+def _no_colon(file: Path, text: str) -> str | None:
+    """The first line that has another sign than a colon and a space after a key of ours."""
+    for number, line in enumerate(text.splitlines(), 1):
+        found = re.fullmatch(r"\s*([\w.]+)\s*(?:[：=]|:(?=\S))\s*(.+?)\s*", line)
+        if found and (found[1] in GROUPS or hint_of(found[1]) or hint_of(f"{file.parent.name}.{found[1]}")):
+            return f"{file}:{number}: write `{found[1]}: {found[2]}` (a plain colon and a space)"
+    return None
+
+
+def _twice(error: yaml.YAMLError, file: Path, text: str) -> str | None:
+    """A group that has a choice and keys: YAML takes a word only once."""
+    found = re.fullmatch(r"found duplicate key (\w+)", str(getattr(error, "problem", "")))
+    group = found[1] if found else ""
+    choice = re.search(rf"^{group}: *([^\s#]+)", text, re.MULTILINE)
+    below = re.search(rf"^{group}:[ \t]*(?:#.*)?\n[ \t]+(\w+: *\S.*)", text, re.MULTILINE)
+    if group not in GROUPS or choice is None or below is None:
+        return None
+    return f"{file}: {group} is there twice; write `{group}.{below[1]}` beside `{group}: {choice[1]}`"
 
 
 def not_yaml(error: yaml.YAMLError, file: Path | str | None = None) -> str:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
+import shlex
+import unicodedata
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import get_args
 
 from pkuslurm.compose import presets
 from pkuslurm.compose.quoting import number_of, parsed, quoted_where_needed
 from pkuslurm.compose.words import GROUPS, guesses, nearest_key
-from pkuslurm.config.parse import choices_of, hint_of, is_node, is_word, show
+from pkuslurm.config.llamafactory import takes_numbers
+from pkuslurm.config.parse import choices_of, hint_of, is_node, is_number, is_word, show
 from pkuslurm.errors import PkuslurmError
 
 # Nodes that take any key (LLaMA-Factory's, sbatch's, variables): Hydra wants `++` there; a user need not know.
 OPEN = ("train", "merge", "cluster.env", "cluster.extra", "cluster.jobs", "dataset.columns", "dataset.tags")
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", re.ASCII)
 FULL_WIDTH = str.maketrans("＝：", "==")
+BRACKETS = str.maketrans("［］，", "[],")
+# what a page or an input method makes of the minus of the keyboard
+MINUS = str.maketrans("−–—", "---")
+LARGE_RATE = 0.1
 # A path or a hub id where a choice is wanted, and where it belongs.
 PATHS = {
     "model": "model.path",
@@ -53,6 +61,9 @@ def notes(items: Sequence[str]) -> tuple[str, ...]:
         key, _, value = item.partition("=")
         if key in ("infer.prompts", "infer.expect") and value.startswith("[") and "," not in value and "，" in value:
             said.append(f"{key}: one text, since ， is part of it; a plain , between the texts makes several")
+        if key.lstrip("+") == "train.learning_rate" and (number_of(value) or 0) > LARGE_RATE:
+            meant = re.sub(r"[eE]\+?(?=\d)", "e-", value)
+            said.append(f"{key}={value} is very large" + (f": {meant} meant?" if meant != value else ""))
     return tuple(said)
 
 
@@ -74,13 +85,19 @@ def _separate_words(items: Sequence[str]) -> None:
             raise PkuslurmError(f"{item} {after}: write {_right(item[:-1], after)}, without spaces around the =")
         if item.startswith("-") and "=" not in item and after and "=" not in after and not after.startswith("-"):
             raise PkuslurmError(f"{item} {after}: settings are typed without dashes: {_right(item, after)}")
-        if "=" in before and "=" not in item and item[:1] not in ("-", "~") and not _is_known(item):
+        opened = re.search(r"=(\[[^]]*$|.*/)", before)  # a list, or a path: a word such as model goes on with it
+        if "=" in before and "=" not in item and item[:1] not in ("-", "~") and (opened or not _is_known(item)):
             rest = takewhile(lambda word: "=" not in word and not word.startswith("-"), items[at:])
-            raise PkuslurmError(f"{item}: the shell splits at spaces; use quotes: '{show(' '.join([before, *rest]))}'")
+            raise PkuslurmError(f"{item}: a value with spaces needs quotes: {_pasted(' '.join([before, *rest]))}")
 
 
 def _is_known(key: str) -> bool:
     return key in GROUPS or hint_of(key) is not None
+
+
+def _pasted(setting: str) -> str:
+    """``setting`` as a shell takes it for one word."""
+    return shlex.quote(setting) if re.search(r"\s", setting) else setting
 
 
 def _right(key: str, value: str) -> str:
@@ -102,6 +119,9 @@ def _override(item: str, roots: Sequence[Path]) -> tuple[str, str]:
     if item.startswith("-"):
         if equals:
             raise PkuslurmError(f"{show(item)}: settings are typed without dashes: {_right(key, value)}")
+        switch = _right(item, "true")
+        if bool in get_args(hint := hint_of(switch.partition("=")[0])) or hint is bool:
+            raise PkuslurmError(f"{item}: write {switch}")
         raise PkuslurmError(f"{item}: no such option; --help lists them")
     name = re.sub(r"^\+{1,2}", "", key)
     if not KEY.fullmatch(name):
@@ -119,7 +139,10 @@ def _override(item: str, roots: Sequence[Path]) -> tuple[str, str]:
         raise PkuslurmError(f"{name}: no such key{nearest_key(name, show(value))}")
     if name in ("train", "merge"):
         raise PkuslurmError(f"{name}={show(value)}: it holds keys of its own; set one of them, {name}.key=value")
+    if name in ("model.path", "dataset.path"):
+        value = value.strip()
     _joined(name, value)
+    _stray_signs(name, value)
     _lost_digits(name, value)
     return name, f"{'++' if is_open(name) else ''}{name}={_value(name, value)}"
 
@@ -158,7 +181,11 @@ def _choice(group: str, value: str, roots: Sequence[Path]) -> str:
     if choice in ("", "null") and group == "experiment":
         return "null"
     if "/" in choice or choice.startswith((".", "~")) or re.search(r"\.(jsonl?|csv|txt|parquet|ya?ml|sif)$", choice):
-        right = f"write {PATHS[group]}={value}" if group in PATHS else "put such a file into conf/ and name it"
+        right = (
+            f"write {_pasted(f'{PATHS[group]}={value}')}"
+            if group in PATHS
+            else "put such a file into conf/ and name it"
+        )
         raise PkuslurmError(f"{group}={show(value)}: {group} takes one of its choices; for a path, {right}")
     if "," in choice and not choice.startswith("["):
         raise PkuslurmError(f"{group}={show(value)}: several values make a sweep, which needs -m")
@@ -183,6 +210,22 @@ def _joined(key: str, value: str) -> None:
     other = rest.partition("=")[0].strip()
     if comma and "=" in rest and _is_known(other) and first[:1] not in "['\"":
         raise PkuslurmError(f"{key}={show(value)}: ， joins no settings; write {key}={first} {rest.strip()}")
+
+
+def _stray_signs(key: str, value: str) -> None:
+    """［a，b］, and a number with a sign that is none of a number's: 2，  3轮  5e−5."""
+    plain = value.strip().translate(BRACKETS)
+    if value.strip().startswith("［") and "list" in choices_of(hint_of(key)):
+        raise PkuslurmError(f"{key}={show(value)}: ［ ］ are full-width; write {_pasted(f'{key}={plain}')}")
+    if not (is_number(key) or (key.startswith("train.") and takes_numbers(key.removeprefix("train.")))):
+        return
+    found = re.fullmatch(
+        r"([-+]?\d[\d.]*(?:[eE][-+]?\d+)?)(\D*)", unicodedata.normalize("NFKC", plain).translate(MINUS)
+    )
+    stray = next((sign for sign in value if not sign.isascii()), value[-1:])
+    if found and (not value.isascii() or found.group(2) == ","):
+        code = "" if stray.isascii() or stray.isalpha() else f" (U+{ord(stray):04X})"
+        raise PkuslurmError(f"{key}={show(value)}: {stray}{code} is no part of a number; write {key}={found.group(1)}")
 
 
 def _lost_digits(key: str, value: str) -> None:

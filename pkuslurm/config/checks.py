@@ -114,6 +114,13 @@ def check_pattern(pattern: str) -> None:
 
 def _model(config: Config, choices: Mapping[str, str]) -> None:
     model = config.model
+    url = re.match(r"\w+://(?:[^/]+/)?(?:models/)?(\w[\w.-]*/\w[\w.-]*)?", model.path or "")
+    if url is not None:
+        name = url.group(1) or "OWNER/NAME"
+        raise PkuslurmError(
+            f"model.path={show(model.path)}: a URL is no model folder; "
+            f"download it first: modelscope download --model {name}"
+        )
     if model.make is None and model.path is None:
         raise PkuslurmError("model.path: no model is given; write model.path=/path/to/a/model, or choose model=tiny")
     if model.make is not None and model.path is not None and choices.get("model") != "custom":
@@ -129,6 +136,8 @@ def _dataset(config: Config) -> None:
         raise PkuslurmError(
             "dataset.path: no data is given; write dataset.path=/path/to/data.json, or dataset=identity"
         )
+    if re.match(r"\w+://", config.dataset.path or ""):
+        raise PkuslurmError(f"dataset.path={show(config.dataset.path)}: a URL is no data file; download it first")
     name = config.dataset.name
     if name is not None and ("," in name or not name.strip()):
         raise PkuslurmError(f"dataset.name={name}: one dataset's name, without commas")

@@ -133,6 +133,12 @@ def names(command: Literal["train", "export", "templates"]) -> frozenset[str]:
     )
 
 
+def takes_numbers(name: str) -> bool:
+    """Whether this key of train is a number (or null) and nothing else, in some version."""
+    found = [version.keys[name].types for version in snapshots() if name in version.keys]
+    return any(types and set(types) <= {"int", "float", "null"} for types in found)
+
+
 def check_keys(node: Literal["train", "merge"], values: Mapping[str, Any], keys: Keys | None) -> None:
     """Raise PkuslurmError for the first key that LLaMA-Factory does not have, or whose value it cannot take.
 
@@ -198,6 +204,8 @@ def _problem(name: str, value: object, key: Key) -> str | None:
         return f"it must be {words}{_how_text(name, value, key)}"
     if isinstance(value, float) and not math.isfinite(value) and name not in _RANGES:
         return "it must be a finite number"
+    if name == "max_steps" and value == 0:
+        return "it must be 1 or more, or leave it out"
     if name in _RANGES and isinstance(value, int | float | str):
         return _out_of_range(float(value), *_RANGES[name])
     return None

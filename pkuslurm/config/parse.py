@@ -45,6 +45,11 @@ def is_word(key: str) -> bool:
     return set(_alternatives(hint_of(key))) in ({str}, {str, type(None)})
 
 
+def is_number(key: str) -> bool:
+    """Whether ``key`` takes numbers (or null) and nothing else."""
+    return set(_alternatives(hint_of(key))) <= {int, float, type(None)}
+
+
 def choices_of(hint: Any) -> str:
     """What a value of type ``hint`` may be, in words."""
     return _describe(hint)

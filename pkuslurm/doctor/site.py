@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 
 from pkuslurm.doctor import machine
@@ -41,30 +42,32 @@ def programs(environ: Mapping[str, str]) -> Iterator[Check]:
     job = environ.get("SLURM_JOB_ID")
     where = f"inside of job {job}" if job else "not inside of a job"
     missing = [name for name in SLURM if name not in slurm]
+    controller = _ping() if "scontrol" in slurm else None
     if not slurm:
         yield Check("Slurm", True, f"not here; runs work on this machine (cluster=local), {where}")
+    elif controller is None and "scontrol" in slurm:
+        detail = f"{slurm[0]} is installed, but no cluster answers here; cluster=local works"
+        yield Check("Slurm", False, detail, "on a cluster's login node: ask the site, wait")
     else:
         detail = f"{', '.join(slurm)}; {where}" + (f"; missing: {', '.join(missing)}" if missing else "")
         remedy = "load the site's Slurm module, or work on a login node" if missing else None
         yield Check("Slurm", not missing, detail, remedy)
-    if "scontrol" in slurm:
-        yield _ping()
+    if controller:
+        yield Check("slurmctld", True, controller)
     runtimes = [name for name in RUNTIMES if shutil.which(name)]
     yield Check("containers", True, ", ".join(runtimes) or "no runtime on PATH")
 
 
-def _ping() -> Check:
+def _ping() -> str | None:
+    """What the controllers say; None where none is up."""
     try:
         done = subprocess.run(
             ["scontrol", "ping"], capture_output=True, text=True, timeout=PING_SECONDS, stdin=subprocess.DEVNULL
         )
-        lines = (done.stdout or done.stderr).splitlines()
-        # of errors the last, which those before it led to
-        said = " ".join(" ".join(lines if done.stdout else lines[-1:]).split())
-        good = done.returncode == 0 and "UP" in said.split("Slurmctld")[-1]
     except (OSError, subprocess.TimeoutExpired):
-        said, good = f"no answer within {PING_SECONDS:.0f} s", False
-    return Check("slurmctld", good, said[:200], None if good else "the controller does not answer: ask the site, wait")
+        return None
+    up = done.returncode == 0 and "UP" in done.stdout.split("Slurmctld")[-1]
+    return textwrap.shorten(done.stdout, 200, placeholder=" …") if up else None
 
 
 def surroundings(environ: Mapping[str, str]) -> Iterator[Check]:

@@ -6,6 +6,7 @@ be dropped is counted, and the first row that is trained on is shown.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -23,7 +24,8 @@ __all__ = ["BadData", "Checked", "check", "look"]
 @dataclass
 class Checked:
     """``rows`` in the file (None where that cannot be told), of which ``looked_at`` were judged; ``dropped``: reason ->
-    number of rows; ``convert``: why LLaMA-Factory cannot be given the file itself; ``first``: the first usable row.
+    number of rows; ``first_empty``: the number of the first empty one; ``convert``: why LLaMA-Factory cannot be given
+    the file itself; ``first``: the first usable row.
     """
 
     formatting: str
@@ -31,6 +33,7 @@ class Checked:
     looked_at: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     empty: int = 0
+    first_empty: int = 0
     warnings: list[str] = field(default_factory=list)
     convert: str = ""
     first: str = ""
@@ -82,6 +85,8 @@ def look(
         except BadData as error:
             raise BadData(f"{path}: row {number}: {error}") from None
         checked.looked_at += 1
+        if checked.empty and not checked.first_empty:
+            checked.first_empty = number
         if reason:
             checked.dropped[reason] += 1
         elif not checked.first:
@@ -109,11 +114,18 @@ def _judge_whole(
     if dropped + checked.empty >= checked.looked_at:  # nothing but silence is learnt from empty ones
         empty = f"{checked.empty} {'without a text' if stage == 'pt' else 'with an empty answer'}"
         reasons = ", ".join(filter(None, (reasons, empty if checked.empty else "")))
-        raise BadData(f"{path}: none of {checked.looked_at} rows can be used ({reasons})")
+        rows = f"none of {checked.looked_at} rows" if checked.looked_at > 1 else "its only row cannot be used"
+        raise BadData(f"{path}: {rows}{' can be used' if checked.looked_at > 1 else ''} ({reasons})")
     if dropped:
-        checked.warnings.append(f"{dropped} of {checked.looked_at} rows are dropped: {reasons}")
-    if checked.empty:
-        checked.warnings.append(f"{checked.empty} rows are empty or have an empty answer: they teach to say nothing")
+        are = "is" if dropped == 1 else "are"
+        checked.warnings.append(f"{dropped} of {checked.looked_at} rows {are} dropped: {reasons}")
+    if checked.empty == 1:
+        checked.warnings.append(f"row {checked.first_empty} is empty or has an empty answer: it teaches to say nothing")
+    elif checked.empty:
+        checked.warnings.append(
+            f"{checked.empty} rows are empty or have an empty answer, row {checked.first_empty} is the first: "
+            "they teach to say nothing"
+        )
     mixed = [name for name, types in kinds.items() if name not in used.values() and _mixed(types)]
     if mixed and not checked.convert:
         checked.convert = f"{mixed[0]!r} is of several types, which no table can hold; it is left out"
@@ -219,6 +231,10 @@ def _sharegpt(
         roles = roles[1:]
     if not roles:
         return "without a message"
+    known = [str(role) for role in (*asks, *answers)]
+    for role in roles:
+        if role not in known and (near := difflib.get_close_matches(role, known, 1, 0.75)):
+            return f"with the role {role!r} (did you mean {near[0]!r}?)"
     if any(role not in (answers if turn % 2 else asks) for turn, role in enumerate(roles)):
         return "whose roles do not alternate"
     if answer.pairs:

@@ -57,11 +57,16 @@ def step_lines(rows: int, train: Mapping[str, Any], nodes: int, nproc: int) -> t
     used, words = train_rows(rows, train)
     if packed(train):
         length = train.get("cutoff_len", 2048)
-        return [f"{used} rows, packed to blocks of {length} tokens: prepare counts the steps"], []
+        return [f"{count(used, 'row')}, packed to blocks of {length} tokens: prepare counts the steps"], []
     if used <= 0:
         return [], [f"no row is left to train on ({words})"]
     found = steps(used, train, nodes * nproc)
     return [arithmetic_line(found, train, nodes, nproc, words)], arithmetic_warnings(found)
+
+
+def count(number: float, word: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number:g} {word}" if number == 1 else f"{number} {word}s"
 
 
 def arithmetic_line(found: Mapping[str, int], args: Mapping[str, Any], nodes: int, nproc: int, words: str = "") -> str:
@@ -69,11 +74,16 @@ def arithmetic_line(found: Mapping[str, int], args: Mapping[str, Any], nodes: in
     factors = [str(nodes), str(nproc)]
     own = [value for value in (found["per_device"], found["gradient_accumulation"]) if value != 1]
     factors += [str(value) for value in own or [1]]
-    rows = f"{found['rows']} rows" + (f" ({words})" if words else "")
-    line = f"{rows}, {' × '.join(factors)} = {found['effective_batch']} rows a step"
+    rows = count(found["rows"], "row") + (f" ({words})" if words else "")
+    line = f"{rows}, {' × '.join(factors)} = {count(found['effective_batch'], 'row')} a step"
+    total = count(found["total"], "step")
     if int(args.get("max_steps", -1)) > 0:
-        return f"{line}, max_steps = {found['total']} steps ({found['total'] / found['per_epoch']:.3g} epochs)"
-    return f"{line}, {_epochs(args):g} epochs = {found['total']} steps"
+        return f"{line}, max_steps = {total} ({_epochs_of(found['total'] / found['per_epoch'])})"
+    return f"{line}, {_epochs_of(_epochs(args))} = {total}"
+
+
+def _epochs_of(number: float) -> str:
+    return count(number, "epoch") if number == 1 else f"{number:.3g} epochs"
 
 
 def arithmetic_warnings(found: Mapping[str, int]) -> list[str]:
@@ -81,12 +91,14 @@ def arithmetic_warnings(found: Mapping[str, int]) -> list[str]:
     warnings = []
     if found["effective_batch"] > found["rows"]:
         warnings.append(
-            f"one step takes {found['effective_batch']} rows and there are {found['rows']}: "
+            f"one step takes {found['effective_batch']} rows and there {'is' if found['rows'] == 1 else 'are'} "
+            f"{found['rows']}: "
             "lower train.gradient_accumulation_steps or train.per_device_train_batch_size"
         )
     if found["total"] < FEW_STEPS:
         warnings.append(
-            f"{found['total']} steps are few to learn anything (under {FEW_STEPS}): raise train.num_train_epochs, "
+            f"{count(found['total'], 'step')} {'is' if found['total'] == 1 else 'are'} few to learn anything "
+            f"(under {FEW_STEPS}): raise train.num_train_epochs, "
             "or lower train.gradient_accumulation_steps or train.per_device_train_batch_size"
         )
     return warnings

@@ -153,8 +153,15 @@ def _whole(path: Path, text: str) -> list[Any]:
     try:
         rows: list[Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadData(f"{path}: it is not JSON ({error})") from None
+        raise BadData(f"{path}: it is not JSON ({_where(error)})") from None
     return rows
+
+
+def _where(error: Exception) -> str:
+    """One position: the number of characters before it says nothing to anybody."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}: line {error.lineno}, column {error.colno}"
+    return str(error)
 
 
 def _lines(path: Path, stream: IO[Any]) -> Iterator[Any]:
@@ -166,7 +173,8 @@ def _lines(path: Path, stream: IO[Any]) -> Iterator[Any]:
             except UnicodeDecodeError:
                 raise BadData(f"{path}: line {number} is not UTF-8; save it as UTF-8") from None
             except (ValueError, RecursionError) as error:
-                raise BadData(f"{path}: line {number} is not JSON ({error})") from None
+                problem = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                raise BadData(f"{path}: line {number} is not JSON ({problem})") from None
 
 
 def _elements(path: Path, stream: IO[str]) -> Iterator[Any]:
@@ -232,6 +240,8 @@ def _csv(path: Path, stream: IO[str]) -> Iterator[Row]:
     stream.seek(0)
     # Excel writes ; where the comma is the decimal sign, and tabs as "Unicode text"
     separator = max(",;\t", key=header.count)
+    if "，" in header and separator not in header:
+        raise BadData(f"{path}: its header has ， (full-width) between the columns; write plain commas there")
     reader = csv.DictReader(stream, delimiter=separator, strict=True)
     number = 0
     try:

@@ -179,10 +179,16 @@ def _message_tags(file: str, rows: Rows, column: str) -> dict[str, Any]:
             )
         speakers[tag] = there[0] if there else words[1] if openai and tag in ("user_tag", "assistant_tag") else words[0]
     unknown = [role for role in roles if role not in {word for words in _SPEAKERS.values() for word in words}]
+    typos = [
+        f"{role} is none, did you mean {near[0]}? "
+        for role in unknown
+        if (near := difflib.get_close_matches(role, [word for words in _SPEAKERS.values() for word in words], 1, 0.75))
+    ]
     if unknown and not ({speakers["user_tag"], speakers["assistant_tag"]} <= set(roles)):
         raise PkuslurmError(
-            f"dataset.path={file}: its messages are of {', '.join(roles)}; say who asks and who answers: "
-            f"dataset.tags={{role_tag: {role_of}, content_tag: {keys['content_tag']}, user_tag: …, assistant_tag: …}}"
+            f"dataset.path={file}: its messages are of {', '.join(roles)}; {''.join(typos)}say who asks and "
+            f"who answers: dataset.tags={{role_tag: {role_of}, "
+            f"content_tag: {keys['content_tag']}, user_tag: …, assistant_tag: …}}"
         )
     return keys | speakers
 

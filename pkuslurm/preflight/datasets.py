@@ -18,6 +18,7 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.payload.rows import Checked, look
 from pkuslurm.payload.tables import READERS, BadData, open_table
 from pkuslurm.preflight.columns import HEAD, check_roles, describe
+from pkuslurm.preflight.nearest import nearest_to
 
 # of a file that is too large to be read at once, so many rows are looked at here; prepare looks at all
 LIMIT = 100_000
@@ -114,7 +115,7 @@ def _find(given: str, name: str | None) -> tuple[Path, dict[str, Any]]:
     """The data file and what a dataset_info.json says of it."""
     path = Path(given).expanduser().absolute()
     if not path.exists():
-        raise PkuslurmError(f"dataset.path={given}: there is no such file or folder")
+        raise PkuslurmError(f"dataset.path={given}: there is no such file or folder{nearest_to(path)}")
     entry: dict[str, Any] = {}
     if path.name == "dataset_info.json":
         path = path.parent

@@ -12,6 +12,7 @@ from pkuslurm.config.checks import check_pattern
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.plan.inputs import Prompt
+from pkuslurm.preflight.nearest import nearest_to
 
 # A file's own words for its columns; the first is ours.
 COLUMNS = {
@@ -63,7 +64,9 @@ def _text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         hint = "" if file.suffix else "; questions themselves are written as a list: infer.prompts=[a,b]"
-        raise PkuslurmError(f"infer.prompts={file}: it cannot be read ({error.strerror}){hint}") from None
+        raise PkuslurmError(
+            f"infer.prompts={file}: it cannot be read ({error.strerror}){hint or nearest_to(file)}"
+        ) from None
     for encoding in ENCODINGS:  # what Chinese spreadsheets save
         try:
             return data.decode(encoding)

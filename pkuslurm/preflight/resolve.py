@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -17,13 +18,14 @@ from pkuslurm.config.pairs import check_pairs
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
-from pkuslurm.payload.steps import step_lines
+from pkuslurm.payload.steps import count, step_lines
 from pkuslurm.plan.inputs import Inputs, Prompt
 from pkuslurm.plan.resources import cluster_for
 from pkuslurm.preflight.datasets import Found, find_dataset
 from pkuslurm.preflight.estimate import estimate
 from pkuslurm.preflight.llamafactory import check_deepspeed, look
 from pkuslurm.preflight.models import check_model, find_model, where_looked
+from pkuslurm.preflight.nearest import nearest_to
 from pkuslurm.preflight.prompts import prompts_of
 from pkuslurm.preflight.templates import check_template, choose_template
 from pkuslurm.render.render import TINY_MODEL
@@ -137,8 +139,8 @@ def _dataset(config: Config, said: _Notes) -> Found:
     train = config.train
     stage, most = str(train.get("stage", "sft")), train.get("max_samples")
     found = said.unless_missing(lambda: find_dataset(config.dataset, stage, most), missing, path)
-    rows = "" if found.rows is None else f", {found.rows} rows"
-    said.facts.append(("data", f"{found.file}, {found.formatting}{rows}"))
+    rows = "" if found.rows is None else f", {count(found.rows, 'row')}"
+    said.facts.append(("data", f"{os.path.normpath(found.file)}, {found.formatting}{rows}"))
     said.facts.extend(("", line) for line in found.first.split("\n") if line)
     said.notes.extend(found.notes)
     if found.usable is not None:
@@ -210,9 +212,12 @@ def _no_model(name: str, environ: Mapping[str, str]) -> str:
         return "this is a file; give the folder of a Hugging Face model"
     looked = where_looked(name, environ)
     if not looked:
-        return "no such folder or downloaded model; give a model's folder, or its id, such as Qwen/Qwen3-0.6B"
-    places = ", ".join([*looked[:3], "…"][: len(looked)])  # there may be a dozen
-    return f"no such folder or downloaded model; looked in {places}; get it with: modelscope download --model {name}"
+        hint = nearest_to(Path(absolute(name))) if "/" in name else ""
+        return f"no such folder or downloaded model{hint}; give a model's folder, or its id, such as Qwen/Qwen3-0.6B"
+    places = ", ".join([*looked[:2], "…"][: len(looked)])  # there may be a dozen
+    beside = Path(sys.executable).with_name("modelscope")
+    program = shlex.quote(str(beside)) if beside.is_file() else "modelscope"
+    return f"no such folder or downloaded model; looked in {places}; get it with: {program} download --model {name}"
 
 
 def _folder(key: str, path: str | None) -> str | None:

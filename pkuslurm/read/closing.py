@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import TextIO
 
-from pkuslurm.read import present, status
+from pkuslurm.read import present, rules, status
 from pkuslurm.rundir import RunDir, read_jsonl
 
 
@@ -26,18 +26,22 @@ def closing(run: RunDir, stream: TextIO) -> bool | None:
         print(f"model    {present.safe(run.merged)}", file=stream)
     if now.passed is False:
         print("passed   NO: not every answer is as infer.expect wants it (exit code 1)", file=stream)
-    print(f"next     {_next(now)}", file=stream)
+    for name, command in _next(now):
+        print(f"{name:<8} {command}", file=stream)
     return now.passed
 
 
-def _next(now: status.RunStatus) -> str:
+def _next(now: status.RunStatus) -> list[tuple[str, str]]:
     command = f"{_python()} -m pkuslurm"
     name = present.safe(shlex.quote(now.run_id))
     if now.state == "COMPLETED" and now.job("infer"):
-        return f"{command} infer {name} 'prompts=[你会做什么？]' expect=null"
+        return [("next", f"{command} infer {name} 'prompts=[你会做什么？]' expect=null")]
     if now.state == "COMPLETED":
-        return f"{command} status {name}"
-    return f"{command} logs {name}"
+        return [("next", f"{command} status {name}")]
+    logs = f"{command} logs {name}"
+    if now.state in (*rules.BROKEN, "CANCELLED"):
+        return [("next", f"{command} retry {name}"), ("logs", logs)]
+    return [("next", logs)]
 
 
 def _python() -> str:

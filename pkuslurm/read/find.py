@@ -15,6 +15,7 @@ from pkuslurm.read import status, values
 from pkuslurm.rundir import RunDir, read_json
 
 MOST_CANDIDATES = 5
+START = "start one: make demo (or python -m pkuslurm.launch)"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def find(run: str | None, places: Sequence[Path]) -> Path:
     where = ", ".join(map(str, places)) or "nowhere: no launch is remembered; name the folder with --run-root"
     if run is None:
         if not known:
-            raise PkuslurmError(f"RUN: there are no runs yet; looked in {where}")
+            where = where if places else str(Path("runs").absolute())  # where the first launch from here puts one
+            raise PkuslurmError(f"RUN: there are no runs yet; looked in {where}; {START}")
         return known[0]
     exact = [path for path in known if path.name == run]
     matching = exact or [path for path in known if path.name.startswith(run)]

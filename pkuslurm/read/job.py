@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import proof, pruned, rules, slurm_rules
+from pkuslurm.read import proof, pruned, rules, script_log, slurm_rules
 from pkuslurm.read.rules import Evidence, Said
 from pkuslurm.read.scheduler import Asked
 from pkuslurm.read.slurm_rules import SlurmEvidence
@@ -157,6 +157,10 @@ class Reader:
         seen, reason = text(state.get("state")), self._reason(kind, attempt, state)
         if self.on_slurm:
             job_id = text(known.get("job_id"))
+            failed = row is not None and row.state == "FAILED"
+            script = script_log.find(self.run, kind, job_id) if failed else None
+            if script and reason is None and (words := script_log.last_words(script)):
+                reason = f"{words}; see {script}"
             return slurm_rules.job_state(
                 SlurmEvidence(
                     job_id=job_id,
@@ -171,6 +175,7 @@ class Reader:
                     cancelled=bool(self.document.get("cancelled")),
                     parents=parents,
                     packed=str(known.get("key", "")).startswith(f"{self.run_id}-pack"),
+                    script=str(script or SlurmEvidence.script),
                 )
             )
         return rules.job_state(

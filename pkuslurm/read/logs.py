@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import re
 import time
+from collections import deque
 from pathlib import Path
 from typing import TextIO
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import rules, status
+from pkuslurm.read import rules, script_log, status
 from pkuslurm.read.changes import stamps
 from pkuslurm.read.text import safe
 from pkuslurm.rundir import KINDS, RunDir, read_json
@@ -19,13 +20,15 @@ POLL_SECONDS = 0.5
 # Slurm is asked again after so long, or when a state file has changed
 SLURM_SECONDS = 30.0
 CHUNK = 1 << 20
+# of each file, unless all is asked for
+LAST_LINES = 40
 _NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<job>.+)_(?P<rank>\d+)\.log")
 # what Slurm itself and the job's script said, before the worker began or after it
 _SCRIPT = re.compile(r"(?P<kind>[a-z]+)-(?P<job>\d+)\.out")
 
 
-def show_logs(path: Path, stream: TextIO, kind: str | None = None, follow: bool = False) -> None:
-    """A run's logs, the failing job's and in it the failing node's first.
+def show_logs(path: Path, stream: TextIO, kind: str | None = None, follow: bool = False, whole: bool = False) -> None:
+    """A run's logs, the failing job's and in it the failing node's first; of each the last lines, or the ``whole``.
 
     ``follow``: also what is written until the job ``kind`` (without one: the run) has ended. Raises PkuslurmError
     where there is nothing to show.
@@ -36,16 +39,21 @@ def show_logs(path: Path, stream: TextIO, kind: str | None = None, follow: bool 
     heading = _Heading(stream)
     now, asked, before = status.read(path), time.monotonic(), stamps(run)
     wait = SLURM_SECONDS if now.document.get("executor") == "slurm" else 0.0
+    first = True
     while True:
         # asked before the files are read: what a job wrote before its end is not missed
         if time.monotonic() - asked >= wait or stamps(run) != before:
             now, asked, before = status.read(path), time.monotonic(), stamps(run)
         last = not follow or not _goes_on(now, kind)
         for file in log_files(run, now, kind):
-            printer = printers.setdefault(file, _Printer(file, heading))
-            printer.more()
+            if file not in printers:
+                printers[file] = _Printer(file, heading)
+                if first and not whole:  # what begins later is seen from its beginning
+                    printers[file].skip(LAST_LINES)
+            printers[file].more()
             if last:
-                printer.end()
+                printers[file].end()
+        first = False
         if last:
             break
         time.sleep(POLL_SECONDS)
@@ -66,7 +74,9 @@ def log_files(run: RunDir, now: status.RunStatus, kind: str | None = None) -> li
             found.append((order.index(match["kind"]), not blamed, _natural(match["job"]), rank, file))
     for file in (run.logs / ".slurm").glob("*.out"):
         match = _SCRIPT.fullmatch(file.name)
-        if match and match["kind"] in (*order, "pack") and kind in (None, match["kind"]) and file.stat().st_size:
+        if match and match["kind"] in (*order, "pack") and kind in (None, match["kind"]):
+            if script_log.says_nothing(file):
+                continue
             place = order.index(match["kind"]) if match["kind"] in order else 0
             found.append((place, True, _natural(match["job"]), 10**6, file))
     return [file for *_, file in sorted(found)]
@@ -118,6 +128,13 @@ class _Printer:
         # a character may have been half written when we looked
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    def skip(self, most: int) -> None:
+        """Begin at the last ``most`` lines that are there now, and say what is left out."""
+        self.offset, before = _last_lines(self.file, most)
+        if before:
+            many = f"{before} line{'s' if before > 1 else ''}"
+            self.heading.write(self.file, f"… {many} before, all of it: {safe(self.file.absolute())}\n")
+
     def more(self) -> None:
         try:
             with self.file.open("rb") as source:
@@ -140,6 +157,22 @@ class _Printer:
         if self.rest:
             self.heading.write(self.file, safe(last_of_each_bar(self.rest), keep="\n\t") + "\n")
             self.rest = ""
+
+
+def _last_lines(file: Path, most: int) -> tuple[int, int]:
+    """Where the last ``most`` lines begin, and how many are before them."""
+    starts: deque[int] = deque(maxlen=most)
+    offset, count, ended = 0, 0, True
+    try:
+        with file.open("rb") as source:
+            while piece := source.readline(CHUNK):
+                if ended:
+                    starts.append(offset)
+                    count += 1
+                offset, ended = offset + len(piece), piece.endswith(b"\n")
+    except OSError as error:
+        raise PkuslurmError(f"logs: {file}: {error.strerror}") from None
+    return (starts[0], count - len(starts)) if starts else (0, 0)
 
 
 def last_of_each_bar(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from pkuslurm.read import disk, status
-from pkuslurm.read.find import Listed
+from pkuslurm.read.find import START, Listed
 from pkuslurm.read.job import JobStatus
 from pkuslurm.read.text import aligned, between, duration, safe, size
 
@@ -24,9 +24,10 @@ __all__ = [
 COLOURS = {"COMPLETED": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELLED": "yellow", "UNKNOWN": "magenta"}
 # characters; longer answers are told one below the other
 LONG = 80
-# of a setting (a list of a hundred prompts); config.yaml has the whole
+# of a setting (a list of a hundred prompts) and of an answer; config.yaml and answers.jsonl have the whole
 LONGEST_VALUE = 200
 MOST_PARTS = 6
+SHORT = ("id", "state", "time", "attempt", "passed", "size")
 MARKS = {True: "yes", False: "NO", None: "-"}
 
 
@@ -49,7 +50,7 @@ def _wrapped(header: Sequence[str], rows: Iterable[Sequence[str]], stream: TextI
     drawn = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
     for name in header:
         # a state or a number is short: it is the sentences that wrap
-        drawn.add_column(Text(name), overflow="fold", no_wrap=name in ("state", "time", "attempt", "passed", "size"))
+        drawn.add_column(Text(name), overflow="fold", no_wrap=name in SHORT)
     for row in rows:
         drawn.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
     Console(file=stream, highlight=False).print(drawn)
@@ -58,7 +59,7 @@ def _wrapped(header: Sequence[str], rows: Iterable[Sequence[str]], stream: TextI
 def show_runs(found: Sequence[Listed], stream: TextIO) -> None:
     """The table of ``runs``, with what they take on the disk as far as that is known within a second."""
     if not found:
-        print("no runs yet", file=stream)
+        print(f"no runs yet; {START}", file=stream)
         return
     meter = disk.Meter()
     rows = []
@@ -79,7 +80,10 @@ def show_status(now: status.RunStatus, stream: TextIO) -> None:
     print(f"{safe(now.run_id)}: {now.state}{verdict}{why}", file=stream)
     print(safe(now.path), file=stream)
     if now.jobs:
-        table(("job", "state", "nodes", "time", "attempt", ""), [_row(job) for job in now.jobs], stream)
+        rows: list[tuple[str, ...]] = [("job", "id", "state", "nodes", "time", "attempt", ""), *map(_row, now.jobs)]
+        if now.document.get("executor") != "slurm":  # local-1: nobody ever types it
+            rows = [(row[0], *row[2:]) for row in rows]
+        table(rows[0], rows[1:], stream)
     if chosen := settings(now.document):
         print("\nsettings that differ from the defaults", file=stream)
         table(("key", "value", "default", "from"), chosen, stream)
@@ -105,7 +109,11 @@ def settings(document: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _value(value: object) -> str:
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}…"
+    return _cut(shown)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def answers(rows: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
@@ -125,7 +133,7 @@ def answers(rows: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
 
 def _said(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
-    return "-" if value is None else str(value)
+    return "-" if value is None else _cut(str(value))
 
 
 def _mark(row: Mapping[str, Any]) -> str:
@@ -139,7 +147,8 @@ def _row(job: JobStatus) -> tuple[str, ...]:
     if job.state == "RUNNING" and job.progress:
         words = progress_words(job.progress)
     took = "-" if seconds is None else duration(seconds)
-    return (job.kind, job.state, ", ".join(job.nodes) or str(job.num_nodes), took, str(job.attempt), words)
+    nodes = ", ".join(job.nodes) or str(job.num_nodes)
+    return (job.kind, job.job_id or "-", job.state, nodes, took, str(job.attempt), words)
 
 
 def progress_words(progress: Mapping[str, Any]) -> str:

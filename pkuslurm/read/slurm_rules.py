@@ -52,6 +52,7 @@ class SlurmEvidence:
     cancelled: bool = False
     parents: tuple[tuple[str, str], ...] = ()
     packed: bool = False  # one Slurm job for the whole chain: that it runs says nothing of this one
+    script: str = "logs/.slurm"  # where Slurm's and the job script's words are
 
 
 def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
@@ -78,8 +79,12 @@ def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
             return "SKIPPED", evidence.reason
         code = "" if row.exit_code is None else f" (exit code {row.exit_code})"
         if evidence.seen == "CANCELLED":  # its words are "got signal 15", which srun sends on after another's death
-            return "FAILED", f"not cancelled: its worker on another node, or srun, was killed{code}; see logs/.slurm"
-        return "FAILED", evidence.reason or f"its job ended before the worker could say why{code}; see logs/.slurm"
+            return (
+                "FAILED",
+                f"not cancelled: its worker on another node, or srun, was killed{code}; see {evidence.script}",
+            )
+        silent = f"its job ended before the worker could say why{code}; see {evidence.script}"
+        return "FAILED", evidence.reason or silent
     if row.state in ENDS:
         return row.state, ENDS[row.state]
     if row.state in ("RUNNING", "REQUEUED"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
@@ -100,6 +101,10 @@ def test_a_failure_of_each_kind(slurm: Cluster) -> None:
             for later in KINDS[place + 1 :]
         )
     assert queued(slurm) == [], "nothing waits for a dependency that never comes true"
+    last = launched(slurm)
+    file = last / "jobs" / "report.json"  # no stand-in makes the report
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"command": ["false"]}), encoding="utf-8")
+    assert states(ended(slurm, last)) == ALL | {"report": "FAILED"}
     # mended, and once more: what is complete is not run again
     run = runs["merge"]
     for file in (run / "jobs").glob("*.json"):
@@ -122,7 +127,7 @@ def test_one_node_fails_the_other_is_ended_and_the_first_reason_is_shown(slurm: 
     assert "told to fail" in logged
 
 
-@pytest.mark.parametrize("kind", ["prepare", "train", "infer"])
+@pytest.mark.parametrize("kind", KINDS[:4])
 def test_cancel_while_it_runs(slurm: Cluster, kind: str) -> None:
     run = launched(slurm, f"cluster.env.STANDIN_{kind.upper()}=sleep")
     running(slurm, run, kind)
@@ -316,3 +321,13 @@ def test_one_allocation_for_the_whole_chain(slurm: Cluster) -> None:
     assert [job(waiting, kind)["state"] for kind in KINDS] == ["COMPLETED", "RUNNING", "PENDING", "PENDING", "PENDING"]
     verb(slurm, "cancel", stopped)
     assert states(status(slurm, stopped)) == {"prepare": "COMPLETED"} | dict.fromkeys(KINDS[1:], "CANCELLED")
+
+
+def test_a_launch_inside_an_allocation(slurm: Cluster) -> None:
+    """Its SLURM_* would make the inner srun a step of the outer job, or kill it."""
+    inside = ["srun", "--nodes=1", "--mem=300", "--time=2", *command(slurm)]
+    done = slurm.run("pkalice", inside)
+    assert done.returncode == 0, done.stderr
+    run = Path(done.stdout.splitlines()[-1])
+    found = ended(slurm, run)
+    assert states(found) == ALL and len(job(found, "train")["nodes"]) == 2, found

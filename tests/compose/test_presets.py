@@ -174,6 +174,13 @@ def test_the_first_defaults_yaml_has_the_word_on_a_key(tmp_path: Path) -> None:
             "cluster.partitoin: no such key; did you mean cluster.partition?; it stands in {file}",
         ),
         ("a: [\n", "{file}:2: not YAML ("),
+        ("cluster：ascend\n", "{file}:1: write `cluster: ascend` (a plain colon and a space)"),
+        ("nodes: 2\ncluster:ascend\n", "{file}:2: write `cluster: ascend` (a plain colon and a space)"),
+        ("cluster= ascend\nnodes: 2\n", "{file}:1: write `cluster: ascend` (a plain colon and a space)"),
+        (
+            "cluster: ascend\ncluster:\n  partition: npu\n",
+            "{file}: cluster is there twice; write `cluster.partition: npu` beside `cluster: ascend`",
+        ),
     ],
 )
 def test_a_wrong_defaults_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:

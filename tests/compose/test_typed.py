@@ -47,6 +47,7 @@ ARRIVES: dict[str, Any] = {
     "dataset.path=a\\": "a\\",
     "dataset.path=中\\": "中\\",
     "dataset.path=~/中/a": "~/中/a",
+    "dataset.path= /my data/a.json ": "/my data/a.json",
     "cluster.nodelist=node[01-04]": "node[01-04]",
     "cluster.time=1:00:00": "1:00:00",
     "cluster.time=90": 90,
@@ -161,6 +162,22 @@ SLIPS = {
     "modle=tiny": "modle: no such key; did you mean model=tiny?",
     "train.learning_rate=1e-4，nodes=2": "train.learning_rate=1e-4，nodes=2: ， joins no settings; "
     "write train.learning_rate=1e-4 nodes=2",
+    "nodes=2，": "nodes=2，: ， (U+FF0C) is no part of a number; write nodes=2",
+    "nodes=2,": "nodes=2,: , is no part of a number; write nodes=2",
+    "nodes=２": "nodes=２: ２ (U+FF12) is no part of a number; write nodes=2",
+    "nodes=1，2": "nodes=1，2: it must be a whole number",
+    "train.learning_rate=5e−5": "train.learning_rate=5e−5: − (U+2212) is no part of a number; "
+    "write train.learning_rate=5e-5",
+    "train.num_train_epochs=3轮": "train.num_train_epochs=3轮: 轮 is no part of a number; "
+    "write train.num_train_epochs=3",
+    "infer.prompts=［a，b c］": "infer.prompts=［a，b c］: ［ ］ are full-width; write 'infer.prompts=[a,b c]'",
+    "--dry-run": "--dry-run: write dry_run=true",
+    "--dry_run": "--dry_run: write dry_run=true",
+    "--wait": "--wait: write wait=true",
+    "--here": "--here: write here=true",
+    "train=qlora": "train=qlora: no such choice; write train=lora train.quantization_bit=4",
+    "model=/my project/m": "model=/my project/m: model takes one of its choices; "
+    "for a path, write 'model.path=/my project/m'",
     "foo=1": "foo: no such key; --cfg job shows all keys",
     "学习率=1": "学习率=1: a setting is typed as key=value, with a key such as nodes or train.learning_rate",
     "cluster=Ascend": "cluster=Ascend: no such choice; did you mean ascend?; there are: ascend, local, nvidia, slurm",
@@ -213,7 +230,10 @@ def test_a_slip_gets_the_right_word(typed: str, message: str) -> None:
 def test_a_value_that_the_shell_has_split_is_told_to_be_quoted() -> None:
     with pytest.raises(PkuslurmError) as refusal:
         compose(["infer.prompts=[你是谁,Who", "are", "you?]", "nodes=2"])
-    assert str(refusal.value) == "are: the shell splits at spaces; use quotes: 'infer.prompts=[你是谁,Who are you?]'"
+    assert str(refusal.value) == "are: a value with spaces needs quotes: 'infer.prompts=[你是谁,Who are you?]'"
+    with pytest.raises(PkuslurmError) as refusal:
+        compose(["model.path=/a/my", "model", "folder/m"])
+    assert str(refusal.value) == "model: a value with spaces needs quotes: 'model.path=/a/my model folder/m'"
 
 
 def test_a_full_width_comma_is_text_and_said() -> None:
@@ -223,3 +243,16 @@ def test_a_full_width_comma_is_text_and_said() -> None:
         "infer.prompts: one text, since ， is part of it; a plain , between the texts makes several",
     )
     assert compose(["infer.prompts=[你好，世界,再见]", "infer.expect=null"]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "notes"),
+    [
+        ("1e5", ("train.learning_rate=1e5 is very large: 1e-5 meant?",)),
+        ("3", ("train.learning_rate=3 is very large",)),
+        ("1e-5", ()),
+        ("0.1", ()),
+    ],
+)
+def test_a_learning_rate_that_lost_its_minus_is_said(value: str, notes: tuple[str, ...], kept: str) -> None:
+    assert reload(kept, [f"train.learning_rate={value}"]).notes == notes

@@ -54,6 +54,7 @@ REFUSED = [
     ({"learning_rate": float("nan")}, "train.learning_rate=nan: it must be more than 0"),
     ({"learning_rate": "-1e-4"}, "train.learning_rate=-1e-4: it must be more than 0"),
     ({"num_train_epochs": float("inf")}, "train.num_train_epochs=inf: it must be more than 0"),
+    ({"max_steps": 0}, "train.max_steps=0: it must be 1 or more, or leave it out"),
     ({"num_train_epochs": -3}, "train.num_train_epochs=-3: it must be more than 0"),
     ({"max_grad_norm": float("nan")}, "train.max_grad_norm=nan: it must be a finite number"),
     ({"lora_dropout": 1.5}, "train.lora_dropout=1.5: it must be from 0 to 1"),

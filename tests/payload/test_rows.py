@@ -46,7 +46,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def test_good_rows_and_rows_that_are_dropped(tmp_path: Path) -> None:
     found = check(jsonl(tmp_path / "a.jsonl", [row(), row(output=None), row()]), "auto", {}, "sft")
     assert (found.formatting, found.rows, dict(found.dropped)) == ("alpaca", 3, {"without an answer": 1})
-    assert found.warnings == ["1 of 3 rows are dropped: 1 without an answer"]
+    assert found.warnings == ["1 of 3 rows is dropped: 1 without an answer"]
     talks = [talk("human", "gpt"), talk("gpt", "human"), talk("human"), talk("system", "human", "gpt"), talk()]
     found = check(jsonl(tmp_path / "b.jsonl", talks), "auto", {}, "sft")
     assert found.formatting == "sharegpt"
@@ -55,6 +55,19 @@ def test_good_rows_and_rows_that_are_dropped(tmp_path: Path) -> None:
         "that end with a question": 1,
         "without a message": 1,
     }
+
+
+def test_empty_answers_and_misspelt_roles_are_told_where_they_are(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [row(), row(output=""), row(), row(output=" ")])
+    assert check(file, "auto", {}, "sft").warnings == [
+        "2 rows are empty or have an empty answer, row 2 is the first: they teach to say nothing"
+    ]
+    file = jsonl(tmp_path / "a.jsonl", [row(), row(output="")])
+    assert check(file, "auto", {}, "sft").warnings == [
+        "row 2 is empty or has an empty answer: it teaches to say nothing"
+    ]
+    file = jsonl(tmp_path / "b.jsonl", [talk("human", "gpt"), talk("humann", "gpt")])
+    assert dict(check(file, "auto", {}, "sft").dropped) == {"with the role 'humann' (did you mean 'human'?)": 1}
 
 
 def test_the_first_usable_row_is_shown_as_it_is_trained(tmp_path: Path) -> None:
@@ -77,12 +90,13 @@ def test_the_first_usable_row_is_shown_as_it_is_trained(tmp_path: Path) -> None:
     [
         ([row(), row(output=3)], {}, "sft", "row 2: 'output' is no text but int"),
         ([row(), row(instruction=["a"])], {}, "sft", "row 2: 'instruction' is no text but list"),
-        ([row(output=None)], {}, "sft", "none of 1 rows can be used (1 without an answer)"),
+        ([row(output=None)], {}, "sft", "its only row cannot be used (1 without an answer)"),
         ([{"question": "a", "answer": "b"}], {}, "sft", "no row has the column 'instruction'"),
         ([{"instruction": "a", "output": "b"}], {}, "sft", "dataset.columns={prompt: …, response: …}"),
         ([row() | {"h": [["a"]]}], {"columns": {"response": "output", "history": "h"}}, "sft", "row 1: 'h' must be"),
         ([row()], {"columns": {"prompt": "instruction"}}, "sft", "names no response"),
-        ([talk("gpt", "human")], {}, "sft", "none of 1 rows"),
+        ([talk("gpt", "human")], {}, "sft", "its only row cannot be used"),
+        ([row(output=None)] * 2, {}, "sft", "none of 2 rows can be used (2 without an answer)"),
         ([{"conversations": "x"}], {}, "sft", "row 1: 'conversations' is no list"),
         ([{"conversations": [{"role": "user", "content": "x"}]}], {}, "sft", "see dataset.tags"),
         ([{"conversations": [{"from": ["x"], "value": "x"}]}], {}, "sft", "row 1: a message whose 'from' is no text"),
@@ -93,7 +107,7 @@ def test_the_first_usable_row_is_shown_as_it_is_trained(tmp_path: Path) -> None:
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], PAIRS, "sft", "train.stage=sft does not read"),
         ([{"prompt": "a", "chosen": "b", "rejected": None}], PAIRS, "dpo", "(1 without two answers)"),
         ([{"prompt": "a", "chosen": ["b"], "rejected": "c"}], PAIRS, "dpo", "row 1: 'chosen' is no text but list"),
-        ([{"prompt": " "}], {"columns": {"prompt": "prompt"}}, "pt", "none of 1 rows"),
+        ([{"prompt": " "}], {"columns": {"prompt": "prompt"}}, "pt", "its only row cannot be used"),
     ],
 )
 def test_what_would_fail_later_is_refused_in_one_line(
@@ -116,8 +130,9 @@ def test_messages_without_text_say_what_they_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("d.json", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-        ("d.json", b'[{"a": 1},\n{"a": }]', "it is not JSON .*line 2"),
+        ("d.json", b'{"a": 1}\n{"a": \n', "line 2 is not JSON .Expecting value at column"),
+        ("d.json", b'[{"a": 1},\n{"a": }]', "it is not JSON .Expecting value: line 2, column 7.$"),
+        ("d.csv", "问题，答案\n你好，我\n".encode(), "its header has ， .full-width. between the columns"),
         ("d.json", b"[1, 2", "not JSON"),
         ("d.json", b"[" * 100_000, "not JSON"),
         ("d.json", b'[{"a": "b"}, 7]', "row 2 is no object"),
@@ -286,6 +301,12 @@ FEW = "9 steps are few to learn anything (under 30): raise train.num_train_epoch
             ["one step takes 64 rows and there are 10: lower"],
         ),
         (91, {"stage": "pt"}, "91 rows, packed to blocks of 2048 tokens: prepare counts the steps", []),
+        (
+            1,
+            {"num_train_epochs": 1, "gradient_accumulation_steps": 1},
+            "1 row, 2 × 2 × 1 = 4 rows a step, 1 epoch = 1 step",
+            ["one step takes 4 rows and there is 1: lower", "1 step is few to learn anything"],
+        ),
         (91, {"gradient_accumulation_steps": 1}, "91 rows, 2 × 2 × 1 = 4 rows a step, 20 epochs = 460 steps", []),
     ],
 )

@@ -219,6 +219,12 @@ def test_the_users_own_words_win(find: Find, row: dict[str, Any], keys: dict[str
         ),
         ("r.json", dumped({"messages": said(("human", "q"), ("user", "q"), ("gpt", "a"))}), {}, "of human and of user"),
         ("r.json", dumped({"messages": said(("x", "q"), ("y", "a"))}), {}, "messages are of x, y; say who asks"),
+        (
+            "r.json",
+            dumped({"messages": said(("user", "q"), ("assistent", "a"))}),
+            {},
+            "assistent is none, did you mean assistant? say who asks",
+        ),
         ("r.json", dumped({"messages": [{"wer": "x", "was": "y"}]}, {}), {}, "its messages have wer, was"),
         ("r.json", dumped({"text": "x"}), {}, "plain text only, and train.stage=sft"),
         ("r.txt", b"text\n", {}, "write train.stage=pt"),
@@ -242,7 +248,7 @@ def test_the_users_own_words_win(find: Find, row: dict[str, Any], keys: dict[str
         ("r.json", dumped(*[ROW | {"output": None}] * 12), {}, "none of 12 rows can be used (12 without an answer)"),
         ("r.json", b"[]", {}, "it holds no row"),
         ("r.json", b"", {}, "the file is empty"),
-        ("r.json", b'[{"a": 1},\n{"b"]', {}, "it is not JSON (Expecting ':' delimiter: line 2"),
+        ("r.json", b'[{"a": 1},\n{"b"]', {}, "it is not JSON (Expecting ':' delimiter: line 2, column"),
         ("r.jsonl", dumped(ROW)[1:-1] + b"\n{", {}, "line 2 is not JSON"),
         ("r.json", b'["a"]', {}, "row 1 is no object"),
         ("r.json", b'{"data": [{"instruction": "q"}]}', {}, "its rows are inside 'data'"),
@@ -405,3 +411,11 @@ def test_a_named_column_may_begin_late(find: Find) -> None:
     assert find("rows.json", dumped(*late), columns=columns).rows == 1201
     with pytest.raises(PkuslurmError, match="no row has the column 'x'"):
         find("rows.json", dumped(*late), columns=columns | {"system": "x"})
+
+
+def test_the_nearest_name_or_the_first_missing_part_is_said(tmp_path: Path) -> None:
+    folder_of(tmp_path, messages__jsonl=[ROW])
+    with pytest.raises(PkuslurmError, match=r"no such file or folder; did you mean messages.jsonl\?$"):
+        found_in(tmp_path / "mesages.json")
+    with pytest.raises(PkuslurmError, match=r"no such file or folder; \S*/none is missing already$"):
+        found_in(tmp_path / "none" / "below" / "a.json")

@@ -46,7 +46,7 @@ def test_refusals_say_where_and_what(root: Path, tmp_path: Path) -> None:
         find.find("2026", [root])
     with pytest.raises(PkuslurmError, match=r"no run\.json"):
         find.find(str(root / "no run"), [root])
-    with pytest.raises(PkuslurmError, match="no runs yet; looked in nowhere"):
+    with pytest.raises(PkuslurmError, match=r"no runs yet; looked in /.*/runs; start one: make demo"):
         find.find(None, [])
     with pytest.raises(PkuslurmError, match="empty"):
         find.find("", [root])

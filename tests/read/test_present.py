@@ -107,7 +107,7 @@ def test_runs(tmp_path: Path) -> None:
     present.show_runs(find.list_runs([tmp_path]), out)
     assert harmless(out.getvalue()) and "标签" in out.getvalue() and "2026-11-24 20:10" in out.getvalue()
     present.show_runs([], out)
-    assert out.getvalue().endswith("no runs yet\n")
+    assert out.getvalue().endswith("\nno runs yet; start one: make demo (or python -m pkuslurm.launch)\n")
 
 
 def test_the_closing_table(tmp_path: Path) -> None:
@@ -122,7 +122,29 @@ def test_the_closing_table(tmp_path: Path) -> None:
     assert [verdicts[name] for name in ("你是谁", "请用三行写一首关于未名湖的诗", "1+1=?")] == ["yes", "NO", "-"]
     run.done("infer").unlink()
     out = io.StringIO()
-    assert closing(run, out) is None and "通义千问" not in out.getvalue() and " logs " in out.getvalue()
+    assert closing(run, out) is None and "通义千问" not in out.getvalue()
+    *_, next_one, logs_too = out.getvalue().splitlines()
+    assert next_one.startswith("next  ") and next_one.endswith(f" -m pkuslurm retry {run.run_id}")
+    assert logs_too.startswith("logs  ") and logs_too.endswith(f" -m pkuslurm logs {run.run_id}")
+
+
+def test_a_long_answer_is_cut(tmp_path: Path) -> None:
+    out = io.StringIO()
+    present.answers([{"prompt": "a", "base": "b" * 200, "tuned": "c" * 201, "passed": None}], out)
+    assert "b" * 200 + "\n" in out.getvalue() and "c" * 200 + "…\n" in out.getvalue()
+
+
+def test_the_ids_of_slurms_jobs(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    out = io.StringIO()
+    present.show_status(status.read(run.path), out)
+    assert out.getvalue().splitlines()[2].split()[:2] == ["job", "state"] and "local-" not in out.getvalue()
+    edit(run.run_json, executor="slurm")
+    edit(run.state("train"), job_id="4711")
+    out = io.StringIO()
+    present.show_status(status.read(run.path), out)
+    assert out.getvalue().splitlines()[2].split()[:3] == ["job", "id", "state"]
+    assert out.getvalue().splitlines()[4].split()[:3] == ["train", "4711", "COMPLETED"]
 
 
 def test_logs_begin_with_what_failed(tmp_path: Path) -> None:
@@ -170,6 +192,32 @@ def test_logs_follow_to_the_jobs_end(tmp_path: Path) -> None:
     logs.show_logs(run.path, out, kind="prepare", follow=True)
     worker.join()
     assert out.getvalue() == "==> prepare-local-1_0.log <==\nfirst\n你是\nlast\n"
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_logs_show_the_last_lines(tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LAST_LINES", 2)
+    monkeypatch.setattr(logs, "CHUNK", 4)
+    run = make(tmp_path)
+    log = run.log("train", "local-1", 0)
+    write_text(log, "first line\n\nsecond last\n最后" + end)
+    for follow in (False, True):
+        out = io.StringIO()
+        logs.show_logs(run.path, out, follow=follow)
+        shown = "second last\n最后\n".splitlines()
+        head = ["==> train-local-1_0.log <==", f"… 2 lines before, all of it: {log}"]
+        assert out.getvalue().splitlines() == head + shown
+    out = io.StringIO()
+    logs.show_logs(run.path, out, whole=True)
+    assert "first line" in out.getvalue() and "before" not in out.getvalue()
+
+
+def test_what_srun_always_says_is_no_log(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    noise = "srun: cluster configuration lacks support for cpu binding\n"
+    for name, words in (("train-7", noise * 2), ("train-8", ""), ("pack-9", noise + "srun: error: Killed\n")):
+        write_text(run.logs / ".slurm" / f"{name}.out", words)
+    assert [file.name for file in logs.log_files(run, status.read(run.path))] == ["pack-9.out"]
 
 
 def test_on_a_real_terminal(tmp_path: Path) -> None:
