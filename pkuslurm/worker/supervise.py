@@ -120,6 +120,8 @@ class Supervisor:
         finally:
             survivors = tree.end()
             watch.close()
+        if cancelled is None and code != 0:
+            self._note_named()
         return Outcome(
             code=code,
             cancelled=cancelled,
@@ -170,6 +172,16 @@ class Supervisor:
     def _note_last(self, watch: RankWatch) -> None:
         for death in watch.wait(0):
             self._note(death)
+
+    def _note_named(self) -> None:
+        """Where only the ranks were seen that torchrun ended: the one that it names as the first, from its log."""
+        known = self.failures()
+        text = self.log.text()
+        if known and all(failure.weight > 0 for failure in known):
+            named = failures.named_by_torchrun(text, self._rank_offset)
+            if named is not None and named[1] != STOPPED_CODE:
+                failure = failures.of_rank(*named, text, time.time(), self.recorder.host)
+                failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place=self._rank_offset)
 
     def _note(self, death: Death) -> None:
         if death.code == STOPPED_CODE:

@@ -88,6 +88,8 @@ def start(
         user=who.uid,
         group=who.gid,
         extra_groups=who.groups,
+        # a shell that starts the tests in the background has Ctrl-C ignored, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         umask=0o022,
     )
 

@@ -203,6 +203,26 @@ def test_two_nodes_complete_together(lab: Lab) -> None:
     assert marker.doubt(lab.run, lab.run.run_id, "train") is None
 
 
+REAPED_TOO_SOON = """
+import os, subprocess, sys, time
+sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+rank = subprocess.Popen(sleeper, env={**os.environ, "LOCAL_RANK": "1", "RANK": "1"})
+time.sleep(1.5)
+print("failed (exitcode: -9) local_rank: 0 (pid: 7) of binary: python", flush=True)
+rank.terminate()
+time.sleep(0.8)
+rank.wait()
+sys.exit(1)
+"""
+
+
+def test_a_killed_rank_that_torchrun_reaped_before_we_saw_it(lab: Lab) -> None:
+    """Only the rank that was ended because of it has been seen: torchrun's own line names the first."""
+    assert lab.work(lab.job("train", REAPED_TOO_SOON, nproc_per_node=2)) == 1
+    state = lab.state("train")
+    assert (state["state"], state["exit_code"]) == ("FAILED", 137) and "rank 0" in state["reason"], state
+
+
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_killed_rank_ends_both_nodes(lab: Lab, stubborn: bool) -> None:
     job = lab.job("train", RANKS + STUBBORN * stubborn + FOREVER, ranks=True, nodes=2, nproc_per_node=2)
