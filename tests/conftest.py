@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-# The tests compute where they are started, on a login node too; those of tests/cluster name their own cluster.
-os.environ["SLURM_CONF"] = "/nonexistent/slurm.conf"
+from pkuslurm.slurm import commands
+
+# Those of tests/cluster name their own cluster; to the others the one of `make slurm-up` is no business.
+os.environ.pop("SLURM_CONF", None)
 REPO = Path(__file__).parents[1]
 # A folder name with everything that breaks shells, splitters and C locales.
 WEIRD = "a 'quoted\" $(touch x) 我的 模型"
@@ -48,11 +51,18 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return kept | {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "PYTHONPATH": str(REPO)} | more
 
 
+@cache
+def _on_a_login_node() -> bool:
+    return commands.answers()
+
+
 def start(
     arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch"
 ) -> subprocess.Popen[str]:
+    # the tests compute where they are started, on a login node too
+    here = ["here=true"] if module == "pkuslurm.launch" and _on_a_login_node() else []
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", module, *arguments, *here],
         cwd=cwd,
         env=dict(env),
         text=True,

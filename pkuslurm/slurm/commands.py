@@ -19,6 +19,8 @@ from pkuslurm.slurm.parse import Row
 
 # Slurm's own commands give up after 10 s (MessageTimeout); a hung file system must not hold us for ever
 SECONDS = 30.0
+# whoever has a SLURM_CONF that leads nowhere would wait for a minute
+ASKED_SECONDS = 10.0
 UNKNOWN_ID = "Invalid job id specified"
 
 
@@ -38,7 +40,7 @@ def present() -> bool:
 
 def answers() -> bool:
     """Whether there is a controller that talks to us."""
-    return present() and _run(["sinfo", "-h", "-o", "%P"]).out is not None
+    return present() and _run(["sinfo", "-h", "-o", "%P"], ASKED_SECONDS).out is not None
 
 
 def queue(job_ids: Sequence[str]) -> Answer:
@@ -113,7 +115,7 @@ class _Done:
     problem: str = ""
 
 
-def _run(argv: Sequence[str]) -> _Done:
+def _run(argv: Sequence[str], seconds: float = SECONDS) -> _Done:
     try:
         done = subprocess.run(
             list(argv),
@@ -122,12 +124,12 @@ def _run(argv: Sequence[str]) -> _Done:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=SECONDS,
+            timeout=seconds,
         )
     except FileNotFoundError:
         return _Done(None, f"there is no {argv[0]} on this machine")
     except subprocess.TimeoutExpired:
-        return _Done(None, f"{argv[0]} did not answer within {SECONDS:.0f} s")
+        return _Done(None, f"{argv[0]} did not answer within {seconds:.0f} s")
     except OSError as error:
         return _Done(None, f"{argv[0]}: {error.strerror or error}")
     if done.returncode != 0:
