@@ -34,6 +34,7 @@ def make(layout: Layout) -> None:
         record(layout, "netns-folder", str(NETNS))
     record(layout, "link", layout.bridge)
     for name in layout.names:
+        record(layout, "link", layout.veth(name))
         record(layout, "netns", layout.netns(name))
     here = layout.host_address
     outside = [
@@ -67,7 +68,7 @@ def delete_link(name: str) -> None:
 
 
 def delete_netns(name: str) -> None:
-    """The veth pair goes with it."""
+    """Its veth pair has gone before: the kernel takes a namespace's devices down some time after ``ip netns del``."""
     if (NETNS / name).exists():
         ip("netns", "del", name)
 
