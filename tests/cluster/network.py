@@ -34,8 +34,9 @@ def make(layout: Layout) -> None:
         record(layout, "netns-folder", str(NETNS))
     record(layout, "link", layout.bridge)
     for name in layout.names:
-        record(layout, "link", layout.veth(name))
         record(layout, "netns", layout.netns(name))
+    for name in layout.names:  # after the namespaces, so that they go before them
+        record(layout, "link", layout.veth(name))
     here = layout.host_address
     outside = [
         f"link add {layout.bridge} type bridge",
