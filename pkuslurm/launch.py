@@ -169,9 +169,10 @@ def _submit(steps: RunPlan, run: RunDir) -> int:
 def _follow(steps: RunPlan, run: RunDir) -> int:
     from pkuslurm.follow import follow
     from pkuslurm.read.closing import closing
+    from pkuslurm.retry import go_on
 
     try:
-        code = follow(run, float(steps.config.cluster.poll_seconds))
+        code = follow(run, float(steps.config.cluster.poll_seconds), go_on)
     except KeyboardInterrupt:
         with suppress(OSError):
             print("stopped following; the jobs go on (pkuslurm cancel ends them)", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
@@ -20,8 +21,7 @@ def retry(run: RunDir) -> int:
     document = read_json(run.run_json)
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    gone = pruned.read(run)
-    kinds = [kind for kind in document["jobs"] if proof.marker_of(run, run.run_id, kind, gone)[0] is None]
+    kinds = _open_kinds(run, document)
     if not kinds:
         print(f"{run.run_id}: every job is complete; nothing to do", file=sys.stderr)
         print(run.path)
@@ -29,6 +29,17 @@ def retry(run: RunDir) -> int:
     if document.get("executor") == "slurm":
         return _on_slurm(run, kinds)
     return _here(run, kinds)
+
+
+def go_on(run: RunDir) -> None:
+    """The same for who follows a run on Slurm: nothing is printed to stdout."""
+    _send_again(run, _open_kinds(run, read_json(run.run_json) or {"jobs": {}}))
+
+
+def _open_kinds(run: RunDir, document: Mapping[str, Any]) -> list[str]:
+    """What is not proved complete."""
+    gone = pruned.read(run)
+    return [kind for kind in document["jobs"] if proof.marker_of(run, run.run_id, kind, gone)[0] is None]
 
 
 def _here(run: RunDir, kinds: list[str]) -> int:
@@ -45,6 +56,12 @@ def _here(run: RunDir, kinds: list[str]) -> int:
 
 
 def _on_slurm(run: RunDir, kinds: list[str]) -> int:
+    _send_again(run, kinds)
+    print(run.path)
+    return 0
+
+
+def _send_again(run: RunDir, kinds: list[str]) -> None:
     from pkuslurm.submit import queue, slurm
     from pkuslurm.submit.alone import alone, check_place
 
@@ -67,8 +84,6 @@ def _on_slurm(run: RunDir, kinds: list[str]) -> int:
         write_json(run.run_json, document)
         slurm.send(run, document, kinds)
     print(f"{run.run_id}: submitted {', '.join(again) or 'nothing new'}", file=sys.stderr)
-    print(run.path)
-    return 0
 
 
 def renew(run: RunDir, entry: dict[str, Any], kind: str, packed: bool = False, attempt: int | None = None) -> None:
@@ -80,6 +95,15 @@ def renew(run: RunDir, entry: dict[str, Any], kind: str, packed: bool = False, a
     key = f"{run.run_id}-{'pack' if packed else kind}-r{number}"
     entry.update(job_id=None, asked=None, held=False, key=key, first_attempt=attempt)
     _renumber(run, kind, attempt, key)
+
+
+def _without_bad_nodes(run: RunDir, job: dict[str, Any]) -> None:
+    """Keep the next attempt from the nodes that failed under those before."""
+    from pkuslurm.submit.queue import bad_nodes
+
+    if bad := bad_nodes(run, job):
+        options = job["request"]["options"]
+        options["exclude"] = ",".join(dict.fromkeys([*str(options.get("exclude") or "").split(","), *bad])).strip(",")
 
 
 def _next_attempt(run: RunDir, kind: str) -> int:
@@ -96,6 +120,7 @@ def _renumber(run: RunDir, kind: str, attempt: int, key: str | None) -> None:
     job["first_attempt"] = attempt
     if key is not None:
         job["key"] = key
+        _without_bad_nodes(run, job)
     write_json(run.job(kind), job)
     if run.stop(kind).exists():
         os.unlink(run.stop(kind))

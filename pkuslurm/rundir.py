@@ -87,6 +87,10 @@ class RunDir:
         """Node rank 0 speaks for the job; the others write beside it."""
         return self.path / "state" / (f"{kind}.json" if node_rank == 0 else f"{kind}.{node_rank}.json")
 
+    def attempt(self, kind: str) -> Path:
+        """Which attempt may write, from where it started, and what is remembered of those before."""
+        return self.path / "state" / f"{kind}.attempt.json"
+
     def progress(self, kind: str) -> Path:
         return self.path / "state" / f"{kind}.progress.json"
 

@@ -62,6 +62,10 @@ def _runs(places: Sequence[Path], as_json: bool) -> int:
 
 def _status(run: RunDir, arguments: argparse.Namespace) -> int:
     now = status.read(run.path)
+    if any((job.reason or "").startswith("BeginTime") for job in now.jobs):
+        from pkuslurm.submit.queue import lift
+
+        lift(run, now)
     if arguments.json:
         print(json.dumps(now.to_json(), ensure_ascii=False))
     else:

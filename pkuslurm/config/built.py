@@ -8,7 +8,7 @@ from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 
 # Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = ("resume.", "serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "container.")
+NOT_YET = ("serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "container.")
 # What only a scheduler can use.
 SCHEDULER = {
     *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),

@@ -25,6 +25,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The object in ``path``; None when there is no such file or no whole object in it."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, never half of one. Raises OSError."""
     path = Path(path)

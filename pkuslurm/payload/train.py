@@ -5,6 +5,7 @@ What LLaMA-Factory computes is not touched: ``llamafactory-cli train train.yaml`
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .files import is_shared, open_files, refuse, versions, write_json
+from .files import is_shared, open_files, read_json, refuse, versions, write_json
 
 # what a stop on request ends with: neither done nor failed
 STOPPED = 75
+# for the decision of node 0's worker to be seen over a shared file system
+DECIDED_SECONDS = 120.0
 
 
 class Stopped(BaseException):
@@ -34,6 +37,7 @@ class Progress:
         self.written = -1
         self._last = -float("inf")
         self._start: tuple[float, int] | None = None
+        self._phase: str | None = None
 
     def begin(self, step: int) -> None:
         """``step`` is where this process starts: 0, or where a checkpoint ended."""
@@ -43,11 +47,18 @@ class Progress:
         """After each step; ``step`` and ``total`` count optimizer steps."""
         now = self.clock()
         first = self._start is None or self.written < 0
-        if first or step >= total or now - self._last >= self.interval:
+        back, self._phase = self._phase is not None, None
+        if first or back or step >= total or now - self._last >= self.interval:
             self._write(step, total, now)
 
+    def enter(self, phase: str, step: int, total: int) -> None:
+        """From here to the next step it evaluates or saves: however long that takes, it does not hang."""
+        self._phase = phase
+        self._write(step, total, self.clock())
+
     def end(self, step: int, total: int) -> None:
-        """After the last step, with the loss that was logged for it."""
+        """After the last step, with the loss that was logged for it; what follows takes its time."""
+        self._phase = "ending"
         self._write(step, total, self.clock())
 
     def _write(self, step: int, total: int, now: float) -> None:
@@ -58,7 +69,7 @@ class Progress:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         value = {"step": step, "total_steps": total, "loss": self.loss, "eta_seconds": eta}
         try:
-            write_json(self.path, value | {"time": f"{stamp[:-2]}:{stamp[-2:]}"})
+            write_json(self.path, value | {"phase": self._phase, "time": f"{stamp[:-2]}:{stamp[-2:]}"})
         except OSError as error:
             # a full disk will stop the training by itself; a missing progress line must not
             print(f"progress not written: {error}", file=sys.stderr)
@@ -143,7 +154,7 @@ def _train(payload: dict[str, Any], rank: int, folder: Path) -> None:
     )
     imported = time.monotonic()
     # LLaMA-Factory reads the YAML itself, as its own command does: no second reading that could differ
-    sys.argv = ["llamafactory-cli", payload["yaml"]]
+    sys.argv = ["llamafactory-cli", payload["yaml"], *_going_on(payload)]
     ended: dict[str, Any] = {}
     run_exp(callbacks=[_callback(payload, rank, ended)])
     if rank == 0:
@@ -158,6 +169,23 @@ def _train(payload: dict[str, Any], rank: int, folder: Path) -> None:
         )
 
 
+def _going_on(payload: dict[str, Any]) -> list[str]:
+    """The checkpoint that node 0's worker has chosen, as LLaMA-Factory's argument; none: from the first step."""
+    if "start" not in payload:
+        return []  # a job by hand: its YAML says what it wants
+    attempt, deadline = int(os.environ["PKUSLURM_ATTEMPT"]), time.monotonic() + DECIDED_SECONDS
+    while True:
+        value = read_json(payload["start"])
+        if value and value.get("attempt") == attempt and value.get("decided"):
+            break
+        if (value and value.get("attempt", 0) > attempt) or time.monotonic() > deadline:
+            raise RuntimeError(f"{payload['start']}: it says nothing of attempt {attempt}")
+        time.sleep(0.2)
+    chosen = value.get("checkpoint")
+    # as YAML: a path may hold ": " or "#"
+    return [f"resume_from_checkpoint={json.dumps(chosen, ensure_ascii=False)}"] if chosen else []
+
+
 def _callback(payload: dict[str, Any], rank: int, ended: dict[str, Any]) -> Any:
     """The trainer's callback: progress on rank 0, the vote on every rank; fills ``ended`` at a regular end."""
     import torch.distributed as dist
@@ -165,6 +193,12 @@ def _callback(payload: dict[str, Any], rank: int, ended: dict[str, Any]) -> Any:
 
     progress = Progress(Path(payload["progress"]))
     stop_file = Path(payload["stop_file"])
+
+    def announce(control: Any, state: Any) -> None:
+        # the trainer's own callback, which is asked before this one, has decided what comes next
+        if rank == 0 and (control.should_save or control.should_evaluate):
+            phase = "evaluating" if control.should_evaluate else "saving"
+            progress.enter(phase, state.global_step, state.max_steps)
 
     class Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         vote: Vote
@@ -189,6 +223,10 @@ def _callback(payload: dict[str, Any], rank: int, ended: dict[str, Any]) -> Any:
                 # without the optimizer a resumed training would start its schedule anew, silently
                 args.save_only_model = False
                 control.should_save = control.should_training_stop = True
+            announce(control, state)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            announce(control, state)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and isinstance(logs.get("loss"), int | float):

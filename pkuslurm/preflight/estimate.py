@@ -56,12 +56,15 @@ def estimate(folder: Path, train: Mapping[str, Any], nodes: int, nproc: int, acc
     memory = states + _activations(train, config, each) + logits + device
     tuned = found.size if _kind(train) in ("lora", "oft") else trainable * 4 + (found.parameters - trainable) * each
     merge = found.size * 1.3 + PROCESS
-    disk = _disk(train, folder, found.size, trainable, tuned)
+    checkpoint, kept = _checkpoints(train, folder, trainable, tuned)
+    merged = 2 * found.size if _kind(train) in ("lora", "oft") else 0  # a full fine-tune's is linked
+    disk = checkpoint + kept * checkpoint + merged + SMALL
     lines = [
         f"{_count(found.parameters)} parameters, {_gb(found.size)} of weights ({found.dtype}); "
         f"{_kind(train)} trains {_count(trainable)} of them",
         f"needs up to about {_gb(memory)} of memory {_where(nodes, nproc, accelerator)}, {_gb(disk)} on disk, "
         f"{_gb(merge)} of memory for the merge",
+        _saving(train, checkpoint),
     ]
     if logits > memory / 2 and logits > 4 * GB:
         lines.append(
@@ -153,16 +156,27 @@ def _activations(train: Mapping[str, Any], config: Mapping[str, Any], each: floa
     return _tokens(train) * number * (layers * hidden + whole * inside)
 
 
-def _disk(train: Mapping[str, Any], folder: Path, size: int, trainable: int, tuned: float) -> float:
+def _checkpoints(train: Mapping[str, Any], folder: Path, trainable: int, tuned: float) -> tuple[float, int]:
+    """Bytes of one, and how many lie there at once."""
     number = 2 if train.get("pure_bf16") else 4
-    lora = _kind(train) in ("lora", "oft")
-    saved = trainable * number if lora else tuned
+    saved = trainable * number if _kind(train) in ("lora", "oft") else tuned
     tokenizer = sum(file.stat().st_size for name in ("tokenizer*", "vocab*", "merges*") for file in folder.glob(name))
     optimizer = 0 if train.get("save_only_model") else trainable * 2 * number
     limit = train.get("save_total_limit")
     kept = 0 if train.get("save_strategy") == "no" else (int(limit) if limit else 5) + 1  # one more while it is written
-    merged = 2 * size if lora else 0  # a full fine-tune's is linked; a second while it is made anew
-    return (saved + tokenizer) + kept * (saved + optimizer + tokenizer) + merged + SMALL
+    return saved + optimizer + tokenizer, kept
+
+
+def _saving(train: Mapping[str, Any], checkpoint: float) -> str:
+    """How often, how many are kept, and what a stop would lose."""
+    if train.get("save_only_model"):
+        return "train.save_only_model=true: its checkpoints lack the optimizer, a training that is cut off starts anew"
+    strategy = train.get("save_strategy", "steps")
+    if strategy == "no":
+        return "train.save_strategy=no: no checkpoints, a training that is cut off starts anew"
+    limit = train.get("save_total_limit")
+    often = f"every {train.get('save_steps', 500)} steps" if strategy == "steps" else f"every {strategy}"
+    return f"a checkpoint {often} ({_gb(checkpoint)}), {f'the last {limit}' if limit else 'all'} kept"
 
 
 def _zero(train: Mapping[str, Any]) -> int:

@@ -22,7 +22,7 @@ from pkuslurm.worker import failures, hostlist, processes
 # launch writes run.json a moment before it says who runs it
 BEGINNING_SECONDS = 30.0
 # What a worker has written down as its end. CANCELLED may have been the time limit: Slurm is asked.
-_TOLD = ("FAILED", "SKIPPED")
+_TOLD = ("FAILED", "SKIPPED", "TIMEOUT", "NODE_FAIL")
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 
@@ -121,6 +121,8 @@ class Reader:
         row = asked.row(text(known.get("job_id")), text(known.get("key"))) if self.on_slurm else None
         family = tuple((job.kind, job.state) for job in parents)
         verdict, reason = self._verdict(kind, known, attempt, marked, doubt, row, asked, family)
+        if verdict == "PENDING" and state.get("state") and state.get("job_id") == known.get("job_id"):
+            attempt += 1  # it waits for that one
         done = marker if verdict == "COMPLETED" and marker is not None else {}
         if done and (part := pruned.part_of(self.run, kind, done, self.pruned)):
             reason = pruned.WORDS[part]

@@ -25,7 +25,7 @@ WAITING = {
     "ReqNodeNotAvail": "a node that it asks for is down or reserved",
 }
 ENDS = {
-    "TIMEOUT": "its time limit ran out; give it more by cluster.time",
+    "TIMEOUT": "its time limit ran out; `pkuslurm retry` goes on, or give it more by cluster.time",
     "NODE_FAIL": "a node failed",
     "OUT_OF_MEMORY": "a node's memory ran out; ask for more by cluster.mem",
     "PREEMPTED": "it was preempted by a job of higher priority",
@@ -77,6 +77,8 @@ def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
     if row.state == "FAILED":
         if evidence.seen == "SKIPPED":
             return "SKIPPED", evidence.reason
+        if evidence.seen in ("TIMEOUT", "NODE_FAIL"):  # stopped, and nobody there could have it started again
+            return evidence.seen, evidence.reason
         code = "" if row.exit_code is None else f" (exit code {row.exit_code})"
         if evidence.seen == "CANCELLED":  # its words are "got signal 15", which srun sends on after another's death
             return (
@@ -117,6 +119,8 @@ def _cancelled(evidence: SlurmEvidence, row: Row) -> tuple[str, str | None]:
     if evidence.seen is None and (row.orphaned or evidence.cancelled) and (verdict := _before(evidence)) is not None:
         return verdict
     by = row.said.partition(" by ")[2]
+    if evidence.seen == "REQUEUED":  # of its last attempt; it was cancelled before the next
+        return "CANCELLED", "cancelled" + (f" by user {by}" if by else "")
     return "CANCELLED", evidence.reason or ("cancelled" + (f" by user {by}" if by else ""))
 
 

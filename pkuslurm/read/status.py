@@ -95,7 +95,7 @@ def last_attempt(path: Path, kind: str) -> int:
     """The number of the last attempt that anything is known of."""
     run = RunDir(path)
     job = read_json(run.job(kind)) or {}
-    found = [read_json(file) or {} for file in (run.state(kind), run.done(kind))]
+    found = [read_json(file) or {} for file in (run.state(kind), run.done(kind), run.attempt(kind))]
     return max(1, whole(job.get("first_attempt")) or 1, *(whole(value.get("attempt")) or 1 for value in found))
 
 

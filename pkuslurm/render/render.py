@@ -89,6 +89,10 @@ def _job(plan: RunPlan, job: JobSpec, inputs: Inputs, run: RunDir, own_python: s
         "unset": list(UNSET),
         "payload": payload | {"result": str(run.result(job.kind))},
         "expect": expect,
+        "resume": {
+            "max_attempts": plan.config.resume.max_attempts,
+            "hang_minutes": plan.config.resume.hang_minutes if job.kind == "train" else None,
+        },
     } | (_submission(plan, job, run, own_python) if plan.config.cluster.executor == "slurm" else {})
 
 
@@ -165,6 +169,7 @@ def _train(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
         "progress": str(run.progress("train")),
         "stop_file": str(run.stop("train")),
         "failures": str(run.failures),
+        "start": str(run.attempt("train")),
     }
     return payload, {"dir": str(run.adapter), "weights": "adapter_model.safetensors" if lora else "model"}
 

@@ -99,6 +99,25 @@ def release(job_id: str) -> None:
         raise PkuslurmError(f"scontrol release {job_id}: {done.problem}")
 
 
+def begin_now(job_id: str, without: Sequence[str] = ()) -> bool:
+    """Lift the two minutes that Slurm holds a requeued job, as its owner may; keep it from the nodes ``without``.
+
+    False: Slurm would not; the job starts by itself, later. To be called for a pending job only: while it still ends,
+    Slurm says yes and does nothing.
+    """
+    if without:
+        _run(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(without)}"])
+    return _run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"]).out is not None
+
+
+def nodes_up(partition: str | None) -> list[str]:
+    """The nodes of a partition (None: of the default one) that answer."""
+    if partition is None:
+        partition = next((one.name for one in partitions() or [] if one.default), None)
+    out = _run(["sinfo", "-h", "-N", "-r", "-p", partition, "-o", "%N"]).out if partition else None
+    return sorted({*(out or "").split()})
+
+
 def cancel(job_ids: Iterable[str]) -> None:
     """scancel. Raises PkuslurmError with Slurm's words; an id that has ended already is fine."""
     ids = list(job_ids)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.rundir import RunDir, write_json
+from pkuslurm.read.status import RunStatus
+from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.parse import ALIVE
 from pkuslurm.submit.alone import alone
@@ -44,6 +47,30 @@ def alive(document: dict[str, Any]) -> dict[str, str]:
         for kind, row in rows.items()
         if row is not None and row.name == known[kind]["key"] and row.state in ALIVE
     }
+
+
+def lift(run: RunDir, now: RunStatus) -> list[str]:
+    """Start requeued jobs at once that Slurm would hold for two minutes; the kinds. Only where the run is one's own."""
+    if now.document.get("executor") != "slurm" or run.path.stat().st_uid != os.getuid():
+        return []
+    lifted = []
+    for job in now.jobs:
+        # an attempt before it: a --begin of the user's own is not touched
+        held = job.state == "PENDING" and (job.reason or "").startswith("BeginTime") and job.attempt > 1
+        if held and job.job_id and commands.begin_now(job.job_id, bad_nodes(run, read_json(run.job(job.kind)) or {})):
+            lifted.append(job.kind)
+    return lifted
+
+
+def bad_nodes(run: RunDir, job: Mapping[str, Any]) -> list[str]:
+    """The nodes that failed under this job (its job file) before, if its partition has enough others."""
+    known = (read_json(run.attempt(str(job.get("kind")))) or {}).get("bad_nodes")
+    bad = [str(name) for name in known] if isinstance(known, list) else []
+    if not bad:
+        return []
+    partition = job.get("request", {}).get("options", {}).get("partition")
+    others = {*commands.nodes_up(partition)} - {*bad}
+    return bad if len(others) >= int(job.get("nodes") or 1) else []
 
 
 def _silent(problem: str) -> PkuslurmError:

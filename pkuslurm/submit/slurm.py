@@ -67,7 +67,7 @@ def _parameters(job: Mapping[str, Any], dependencies: Sequence[str], hold: bool)
     further = {
         "chdir": job["run_dir"],
         "kill-on-invalid-dep": "yes",  # else an orphan waits for ever
-        "no-requeue": True,
+        "requeue": True,  # also where the site's default is not to: after a node's failure Slurm does it by itself
         "output": str(_folder(job) / f"{'pack' if request.get('pack') else job['kind']}-%j.out"),
     }
     if hold:

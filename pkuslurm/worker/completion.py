@@ -79,8 +79,8 @@ def _train(folder: Path, weights: str) -> list[Path]:
     if step < last and not _stopped_early(state):
         raise Incomplete(f"{state_file}: stopped at step {step} of {last}")
     if weights == "model":
-        return [state_file, *_model_weights(folder)]
-    _spans(folder / weights)
+        return [state_file, *model_weights(folder)]
+    spans(folder / weights)
     _object(folder / "adapter_config.json")
     return [state_file, folder / weights, folder / "adapter_config.json"]
 
@@ -99,27 +99,27 @@ def _stopped_early(state: dict[str, Any]) -> bool:
 
 
 def _merge(folder: Path) -> list[Path]:
-    _model_weights(folder)
+    model_weights(folder)
     return list(_files(folder))
 
 
-def _model_weights(folder: Path) -> list[Path]:
+def model_weights(folder: Path) -> list[Path]:
     """config.json and the weights of a model's folder: one file, or all that the index names."""
     _object(folder / "config.json")
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        _spans(folder / "model.safetensors")
+        spans(folder / "model.safetensors")
         return [folder / "config.json", folder / "model.safetensors"]
     parts = _object(index).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise Incomplete(f"{index}: names no weights")
     shards = [folder / name for name in sorted({str(name) for name in parts.values()})]
     for shard in shards:
-        _spans(shard)
+        spans(shard)
     return [folder / "config.json", index, *shards]
 
 
-def _spans(path: Path) -> None:
+def spans(path: Path) -> None:
     """Check that the tensors a safetensors header promises end exactly where the file does."""
     try:
         size = path.stat().st_size

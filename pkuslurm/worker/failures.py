@@ -33,6 +33,10 @@ _LONGEST = 300
 REFUSAL_CODE = 2
 # the type of a failure that is a payload's refusal in words
 REFUSED = "refused"
+# what the worker itself finds out: no steps any more, and which rank it is that cannot run
+HANG, STUCK = "hang", "stuck"
+_MEMORY = re.compile(r"out of memory|OutOfMemoryError", re.IGNORECASE)
+LESS_MEMORY = "lower train.per_device_train_batch_size (and raise gradient_accumulation_steps), or train.cutoff_len"
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,24 @@ class Failure:
 
     @property
     def weight(self) -> int:
-        """0 a cause, 1 a bare exit code, 2 an abort (often a watchdog's), 3 what befalls the others."""
+        """0 a cause, 1 a bare exit code or a hang, 2 an abort (often a watchdog's), 3 what befalls the others."""
         if self.code is not None and self.code < 0:
             return {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(self.code, 0)
         if _SYMPTOMS.search(f"{self.type}: {self.message}"):
             return 3
-        return 1 if self.type == "exit" else 0
+        return 1 if self.type in ("exit", HANG) else 0
 
     def __str__(self) -> str:
         line = self.message.strip().split("\n")[0]
         if self.type == REFUSED:
             return line
+        if self.type == HANG:
+            return f"it hangs: {line}"
+        if self.type == STUCK:
+            return f"rank {self.rank} on {self.host} hangs: {line}"
+        if _MEMORY.search(f"{self.type}: {line}"):
+            who = "" if self.rank is None else f"rank {self.rank}: "
+            return f"{who}{line[:120]}; {LESS_MEMORY}"
         if self.code is not None and self.type in ("signal", "exit"):
             who = "the command" if self.rank is None else f"rank {self.rank}"
             hint = f": {line}" if line and self.type == "exit" else ""

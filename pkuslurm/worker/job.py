@@ -17,6 +17,7 @@ SCHEMA_VERSION = 1
 class Job:
     """One job of a run as jobs/<kind>.json holds it.
 
+    ``max_attempts``, ``hang_minutes``: None: it neither goes on by itself nor is watched for a hang (a job by hand).
     ``env_names``: variables that get the value of another one of the job's environment (secrets are never written).
     """
 
@@ -33,6 +34,8 @@ class Job:
     unset: tuple[str, ...]
     expect: Mapping[str, Any]
     cwd: Path
+    max_attempts: int | None = None
+    hang_minutes: float | None = None
 
 
 def load(path: Path) -> Job:
@@ -59,6 +62,9 @@ def load(path: Path) -> Job:
     expect = value.get("expect") or {}
     if not isinstance(expect, dict):
         raise PkuslurmError(f"job file {path}: expect must be an object")
+    resume = value.get("resume") or {}
+    if not isinstance(resume, dict):
+        raise PkuslurmError(f"job file {path}: resume must be an object")
     return Job(
         run_id=fields.text("run_id"),
         kind=kind,
@@ -73,6 +79,8 @@ def load(path: Path) -> Job:
         unset=fields.texts("unset"),
         expect=expect,
         cwd=Path(str(value.get("cwd") or run_dir)),
+        max_attempts=resume.get("max_attempts"),
+        hang_minutes=resume.get("hang_minutes"),
     )
 
 

@@ -39,6 +39,7 @@ class Process:
     start: int
     zombie: bool
     wait_status: int
+    state: str = ""
 
 
 def look(pid: int) -> Process | None:
@@ -49,7 +50,7 @@ def look(pid: int) -> Process | None:
         return None
     # the name in parentheses may hold spaces and parentheses
     fields = text.rpartition(")")[2].split()
-    return Process(pid, int(fields[1]), int(fields[19]), fields[0] in "ZX", int(fields[49]))
+    return Process(pid, int(fields[1]), int(fields[19]), fields[0] in "ZX", int(fields[49]), fields[0])
 
 
 def alive(pid: int, start: int) -> bool:
@@ -92,14 +93,21 @@ def end_with(parent: int) -> None:
 class Tree:
     """The command and everything that comes from it. One a process: it waits for all its children."""
 
-    def __init__(self, command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> None:
-        """Start ``command`` on this process's stdout and stderr. Raises PkuslurmError if it cannot start."""
+    def __init__(
+        self, command: Sequence[str], cwd: Path, env: Mapping[str, str], deaf_to: Sequence[signal.Signals] = ()
+    ) -> None:
+        """Start ``command`` on this process's stdout and stderr. Raises PkuslurmError if it cannot start.
+
+        ``deaf_to``: signals that it and all below it ignore (what is ignored stays so through exec).
+        """
         become_subreaper()
         worker = os.getpid()
         token = uuid.uuid4().hex
         self._guard = Guard(token)
 
         def die_with_the_worker() -> None:
+            for number in deaf_to:
+                signal.signal(number, signal.SIG_IGN)
             # a worker that is killed -9 takes its direct child along at once; the guard sees to the rest
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != worker:
@@ -220,6 +228,13 @@ class RankWatch:
         for key in self._ended:
             self._ranks.pop(key, None)
         return deaths
+
+    def stuck(self) -> list[tuple[int, str]]:
+        """The ranks that cannot run now, and why: somebody stopped them, or they wait in the kernel."""
+        words = {"T": "its process is stopped (SIGSTOP)", "t": "a debugger holds its process"}
+        words["D"] = "its process waits in the kernel, for a disk or a device"
+        states = [(rank, look(pid)) for (pid, _), rank in self._ranks.items()]
+        return [(rank, words[one.state]) for rank, one in states if one is not None and one.state in words]
 
     def _scan(self) -> None:
         """Find the ranks: the topmost processes that have a LOCAL_RANK (their own children inherit it)."""

@@ -63,7 +63,13 @@ class Recorder:
         return self.run.state(self.kind, self.node_rank)
 
     def write(self, state: str, exit_code: int | None = None, reason: str | None = None) -> None:
-        """``exit_code`` as a shell has it (128 + n: signal n). Raises PkuslurmError on a full disk."""
+        """``exit_code`` as a shell has it (128 + n: signal n). Raises PkuslurmError on a full disk.
+
+        An attempt that a newer one has taken over from keeps silent.
+        """
+        newest = (rundir.read_json(self.run.attempt(self.kind)) or {}).get("attempt")
+        if isinstance(newest, int) and newest > self.attempt:
+            return
         process = look(os.getpid())
         save(
             self.path,

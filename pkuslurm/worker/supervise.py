@@ -1,19 +1,20 @@
-"""From the command's start to the end of its last process: signals, dying ranks, the other nodes."""
+"""From the command's start to the end of its last process: signals, dying and hanging ranks, the other nodes."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from pkuslurm.worker import failures
+from pkuslurm import rundir
+from pkuslurm.worker import attempts, failures
 from pkuslurm.worker.failures import Failure
 from pkuslurm.worker.job import Job
-from pkuslurm.worker.processes import Death, RankWatch, Tree
+from pkuslurm.worker.processes import TERM_SECONDS, Death, RankWatch, Tree
 from pkuslurm.worker.state import Recorder, gone, seconds_of
 
 POLL_SECONDS = 0.2
@@ -29,23 +30,36 @@ _SIGNALLED = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signa
 STOPPED_CODE = 75
 
 
-class Signals:
-    """TERM and INT are remembered; early warnings and the closed terminal are ignored, also by the children.
+# a step of training and its checkpoint, after a TERM; Slurm's KILL comes 30 s after it (KillWait)
+SAVE_SECONDS = 25.0
+# how often it is looked whether a newer attempt has taken over, and whether steps are still being done
+LOOK_SECONDS = 5.0
+# a step may take so many times the longest one before without being taken for a hang
+SLOWER = 10
+# what the worker alone handles, and everything below it ignores: Slurm sends a step's signal to every process of the
+# step, and torchrun would die of it
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
-    Slurm sends a step's signal to every process of the step, and torchrun would die of USR1 or USR2.
-    """
+
+class Signals:
+    """TERM, INT and the early warning are remembered; the closed terminal is ignored, also by the children."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.warned = False
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
 
+    def _warn(self, _number: int, _frame: FrameType | None) -> None:
+        self.warned = True
+
     @contextmanager
     def handled(self) -> Iterator[Signals]:
         before = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            before[number] = signal.signal(number, signal.SIG_IGN)
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in WARNINGS:
+            before[number] = signal.signal(number, self._warn)
         try:
             yield self
         finally:
@@ -66,14 +80,45 @@ class Log:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the tree ended. ``code`` is the command's own, None where we ended it."""
+    """How the tree ended. ``code`` is the command's own, None where we ended it.
+
+    ``fenced``: the attempt that has taken over from this one. ``saved``: it stopped at Slurm's word, with a checkpoint.
+    """
 
     code: int | None = None
     cancelled: int | None = None
     cancelled_by: str | None = None
     peer: str | None = None
     stopped: bool = False
+    saved: bool = False
+    fenced: int | None = None
     survivors: tuple[int, ...] = ()
+
+
+class Hang:
+    """Whether the trainer still does steps, by its progress file; not while it evaluates, saves, or is at its end."""
+
+    def __init__(self, progress: Path, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.progress = progress
+        self.seconds = seconds
+        self.clock = clock
+        self._seen: tuple[object, object] | None = None
+        self._since = clock()
+        self._slowest = 0.0
+
+    def look(self) -> str | None:
+        """None, or for how long nothing has moved."""
+        value = rundir.read_json(self.progress) or {}
+        seen = (value.get("step"), value.get("phase"))
+        now = self.clock()
+        if seen != self._seen:
+            if self._seen is not None and self._seen[1] is None and seen[1] is None:
+                self._slowest = max(self._slowest, now - self._since)
+            self._seen, self._since = seen, now
+        idle = now - self._since
+        if seen[1] is not None or idle < max(self.seconds, SLOWER * self._slowest):
+            return None
+        return f"no step for {idle / 60:.1f} minutes; the last one was {seen[0]}"
 
 
 @dataclass
@@ -84,8 +129,14 @@ class Supervisor:
     recorder: Recorder
     signals: Signals
     log: Log
+    saves: bool = False  # Slurm's warning, and its TERM, make the training write a checkpoint first
+    asked: bool = False  # by us, to stop
     _began: float = field(default_factory=time.time)
     _stopped: bool = False
+    _hang: Hang | None = None
+    _next_look: float = 0.0
+    _save_until: float = 0.0
+    _termed: bool = False
 
     @property
     def _rank_offset(self) -> int:
@@ -97,14 +148,20 @@ class Supervisor:
         deadline: float | None = None
         code: int | None = None
         peer: tuple[str, str] | None = None
+        fenced: int | None = None
+        if self.recorder.node_rank == 0 and self.job.hang_minutes is not None:
+            self._hang = Hang(self.job.run.progress(self.job.kind), self.job.hang_minutes * 60)
         known_hosts = self.recorder.nodes == 1 or self.recorder.node_rank > 0 or bool(self.recorder.hosts)
         try:
-            while (code := tree.poll()) is None and self.signals.received is None:
+            while (code := tree.poll()) is None and not self._over():
                 for death in watch.wait(POLL_SECONDS):
                     self._note(death)
+                if self._due() and (fenced := attempts.newer(self.job, self.recorder.attempt)) is not None:
+                    break
                 peer = peer or self.trouble()
                 if deadline is None and (peer or self.failures()):
                     deadline = time.monotonic() + GRACE_SECONDS
+                    self._note_stuck(watch)
                 if deadline is not None and time.monotonic() >= deadline:
                     break
                 if not known_hosts and len(self.recorder.peers()) == self.recorder.nodes - 1:
@@ -118,18 +175,58 @@ class Supervisor:
                 # the other nodes watch these files
                 self._record(None, code)
         finally:
-            survivors = tree.end()
+            # ranks that ignore TERM would only use up the time until KILL
+            survivors = tree.end(0.0 if self.saves or fenced is not None else TERM_SECONDS)
             watch.close()
-        if cancelled is None and code != 0:
+        if cancelled is None and code != 0 and fenced is None:
             self._note_named()
+        stopped = self._stopped or code == STOPPED_CODE
         return Outcome(
             code=code,
             cancelled=cancelled,
             cancelled_by=peer[1] if peer and peer[0] == "CANCELLED" else None,
             peer=peer[1] if peer else None,
-            stopped=self._stopped or code == STOPPED_CODE,
+            stopped=stopped,
+            saved=self.saves and stopped and all(failure.weight > 0 for failure in self.failures()),
+            fenced=fenced,
             survivors=tuple(survivors),
         )
+
+    def _over(self) -> bool:
+        """Whether a signal ends the tree now. A warning does not, nor a TERM while there is something to be saved."""
+        number = self.signals.received
+        told = self.signals.warned or (number == signal.SIGTERM and self._training())
+        if self.saves and told and not self.asked:
+            self.asked = True
+            self.job.run.stop(self.job.kind).touch()
+        if number == signal.SIGTERM and self.asked and not self.failures():
+            if not self._termed:
+                self._termed, self._save_until = True, time.monotonic() + SAVE_SECONDS
+            return time.monotonic() > self._save_until
+        return number is not None
+
+    def _training(self) -> bool:
+        """Whether the first step has begun: before that there is nothing to be saved."""
+        moment = seconds_of((rundir.read_json(self.job.run.progress(self.job.kind)) or {}).get("time"))
+        return moment is not None and self._fresh_time(moment + 1)
+
+    def _due(self) -> bool:
+        """Every LOOK_SECONDS; then a hang is noted, too."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        if self._hang is not None and self._training() and (words := self._hang.look()) and not self.asked:
+            failure = Failure(None, time.time(), failures.HANG, words, host=self.recorder.host)
+            place = self.job.nodes * self.job.nproc_per_node  # no rank's own
+            failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place)
+        return True
+
+    def _note_stuck(self, watch: RankWatch) -> None:
+        """After a hang: which of this node's ranks cannot run."""
+        if any(failure.type == failures.HANG for failure in self.failures()):
+            for rank, words in watch.stuck():
+                failure = Failure(rank, time.time(), failures.STUCK, words, host=self.recorder.host)
+                failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place=rank)
 
     def _ended_with_us(self, code: int) -> bool:
         """Whether the command died of the signal that ends us: Slurm sends it to every process, in any order."""
@@ -151,7 +248,7 @@ class Supervisor:
                     again = self.recorder.peers().get(rank)
                     if again and gone(again, self.recorder.host) and self._fresh(again.get("started")):
                         return "FAILED", f"{where}: its worker, process {value.get('pid')}, is gone"
-            elif state != "COMPLETED" and self._fresh(value.get("finished")):
+            elif state not in ("COMPLETED", "REQUEUED") and self._fresh(value.get("finished")):
                 words = "was cancelled" if state == "CANCELLED" else f"is {state}: {value.get('reason')}"
                 return state, f"{where} {words}"
         return None

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-import sys
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pkuslurm import rundir
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.worker import completion, failures, marker, network
-from pkuslurm.worker.failures import Failure, describe
+from pkuslurm.worker import attempts, completion, ending, failures, marker, network
+from pkuslurm.worker.failures import Failure
 from pkuslurm.worker.job import Job, load
 from pkuslurm.worker.processes import Tree, end_with
 from pkuslurm.worker.rendezvous import Rendezvous, own_rank, rendezvous
 from pkuslurm.worker.state import Recorder, host_name
-from pkuslurm.worker.supervise import POLL_SECONDS, STOPPED_CODE, Log, Outcome, Signals, Supervisor
+from pkuslurm.worker.supervise import POLL_SECONDS, WARNINGS, Log, Outcome, Signals, Supervisor
 
 # node 0 is done when the others are; this long it waits for them to say so
 PEERS_SECONDS = 30.0
-# for a node that only saw its peers go away: this long it waits to hear from the other nodes why
-CAUSE_SECONDS = 2.0
 
 # an outer torchrun's variables would make this one's ranks believe that they belong to it
 _OUTER_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -32,8 +29,8 @@ _OUTER_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE"
 def work(job_file: Path, environ: Mapping[str, str]) -> int:
     """Do this node's part of the job; to be called in a process of its own, on its main thread.
 
-    Returns 0 complete (also: was complete already), 1 failed or skipped, 130 or 143 cancelled by SIGINT or
-    SIGTERM.
+    Returns 0 complete (also: was complete already; and on nodes other than 0 after a stop that node 0 goes on from), 1
+    failed or skipped, 75 stopped with a checkpoint, 130 or 143 cancelled by SIGINT or SIGTERM.
     Says what went wrong in one line on stderr; never raises for a mistake of the user's or the machine's.
     """
     with Signals().handled() as signals:
@@ -42,7 +39,7 @@ def work(job_file: Path, environ: Mapping[str, str]) -> int:
         try:
             return _work(job_file, environ, signals)
         except (PkuslurmError, OSError) as error:
-            _say(_words(error))
+            ending.say(_words(error))
         return 1
 
 
@@ -51,7 +48,7 @@ def _work(job_file: Path, environ: Mapping[str, str], signals: Signals) -> int:
     _check_owner(job.run.path)
     attempt = job.first_attempt + _restarts(environ)
     if marker.doubt(job.run, job.run_id, job.kind) is None:
-        _say(f"{job.kind} is complete already ({job.run.done(job.kind)}); nothing to do")
+        ending.say(f"{job.kind} is complete already ({job.run.done(job.kind)}); nothing to do")
         return 0
 
     recorder = Recorder(
@@ -67,124 +64,119 @@ def _work(job_file: Path, environ: Mapping[str, str], signals: Signals) -> int:
         raise PkuslurmError(f"{job.kind} of {job.run.path} is being worked on already, by process {pid}")
     for parent in job.parents:
         if problem := marker.doubt(job.run, job.run_id, parent):
-            return _end(recorder, "SKIPPED", None, f"{parent} did not complete: {problem}")
+            return ending.end(recorder, "SKIPPED", None, f"{parent} did not complete: {problem}")
     try:
         meeting = rendezvous(environ, job.nodes)
     except PkuslurmError as error:
-        return _end(recorder, "FAILED", 1, str(error))
+        return ending.end(recorder, "FAILED", 1, str(error))
 
     recorder.hosts = meeting.hosts
     try:
-        return _run(job, meeting, recorder, environ, signals)
+        if newer := attempts.newer(job, attempt):
+            return ending.fenced(recorder, newer)
+        _clear_leftovers(job, recorder)
+        recorder.write("RUNNING")
+        supervisor = Supervisor(job, recorder, signals, _log(environ, job, recorder), saves=_saves(job, environ))
+        begun = _begin(job, supervisor, environ)
+        return _run(job, meeting, supervisor, environ) if begun is None else begun
     except (PkuslurmError, OSError) as error:
         # also a full disk may have room again for this line, now that the command is gone
         with suppress(PkuslurmError):
-            _end(recorder, "FAILED", 1, _words(error))
+            ending.end(recorder, "FAILED", 1, _words(error))
         return 1
 
 
-def _run(job: Job, meeting: Rendezvous, recorder: Recorder, environ: Mapping[str, str], signals: Signals) -> int:
+def _begin(job: Job, supervisor: Supervisor, environ: Mapping[str, str]) -> int | None:
+    """Agree with the other nodes on where this attempt starts; an exit code where it does not start."""
+    recorder, signals = supervisor.recorder, supervisor.signals
+    if recorder.node_rank > 0:
+        attempts.await_decision(job, recorder, lambda: signals.received is not None or _node_0_has_ended(recorder))
+        if signals.received is not None:
+            return ending.cancelled(recorder, signals.received)
+        if marker.doubt(job.run, job.run_id, job.kind) is None:
+            return ending.end(recorder, "COMPLETED", 0, None)
+        return None
+    try:
+        decision = attempts.decide(job, recorder, _restarts(environ))
+    except attempts.Refused as error:
+        return ending.end(recorder, "FAILED", 1, str(error))
+    for note in decision.notes:
+        ending.say(note)
+    return _finish(job, supervisor, alone=True) if decision.complete else None
+
+
+def _node_0_has_ended(recorder: Recorder) -> bool:
+    return recorder.peers().get(0, {}).get("state") not in (None, "RUNNING")
+
+
+def _saves(job: Job, environ: Mapping[str, str]) -> bool:
+    """Whether a warning or a TERM of Slurm's lets the training save first."""
+    return job.kind == "train" and job.max_attempts is not None and bool(environ.get("SLURM_JOB_ID"))
+
+
+def _run(job: Job, meeting: Rendezvous, supervisor: Supervisor, environ: Mapping[str, str]) -> int:
     """The command from its start to its end, and what is to be said about it."""
-    _clear_leftovers(job, recorder)
-    log = _log(environ, job, recorder)
-    recorder.write("RUNNING")
-    _say(
+    recorder = supervisor.recorder
+    ending.say(
         f"{job.kind}, attempt {recorder.attempt}, node {meeting.node_rank} of {meeting.nodes} on {recorder.host}, "
         f"master {meeting.master_addr}:{meeting.master_port} (from {meeting.source})"
     )
-    supervisor = Supervisor(job, recorder, signals, log)
+    # a TERM is Slurm's word to us: the ranks get it too, and would die before they have saved
+    deaf_to = (*WARNINGS, *([signal.SIGTERM] if supervisor.saves else []))
     try:
-        tree = Tree(_command(job, meeting), job.cwd, _environment(environ, job, meeting, recorder.attempt))
+        command = _command(job, meeting)
+        tree = Tree(command, job.cwd, _environment(environ, job, meeting, recorder.attempt), deaf_to)
     except PkuslurmError as error:
         failure = Failure(None, time.time(), failures.REFUSED, str(error), host=recorder.host)
         failures.record(job.run, job.kind, recorder.attempt, failure, place=meeting.node_rank * job.nproc_per_node)
         raise
     outcome = supervisor.run(tree)
     if outcome.survivors:
-        _say(f"could not be ended: {', '.join(map(str, outcome.survivors))}")
+        ending.say(f"could not be ended: {', '.join(map(str, outcome.survivors))}")
 
+    if outcome.fenced is not None:
+        return ending.fenced(recorder, outcome.fenced)
+    if outcome.saved and (supervisor.asked or recorder.node_rank > 0):
+        return ending.saved(job, supervisor, environ)
     if outcome.cancelled is not None:
         # srun --kill-on-bad-exit ends us where another node has failed: that is then the reason
         trouble = supervisor.trouble()
         if trouble is not None and trouble[0] == "FAILED":
-            return _failed(job, supervisor, replace(outcome, code=None, peer=trouble[1]))
-        return _cancelled(recorder, outcome.cancelled)
+            return ending.failed(job, supervisor, replace(outcome, code=None, peer=trouble[1]), environ)
+        return ending.cancelled(recorder, outcome.cancelled)
     if outcome.cancelled_by is not None:
-        return _end(recorder, "CANCELLED", 143, outcome.cancelled_by)
+        return ending.end(recorder, "CANCELLED", 143, outcome.cancelled_by)
     if outcome.code != 0:
-        return _failed(job, supervisor, outcome)
+        return ending.failed(job, supervisor, outcome, environ)
     return _finish(job, supervisor)
 
 
-def _finish(job: Job, supervisor: Supervisor) -> int:
-    """The command ended well on this node: node 0 checks what came of it and writes the marker."""
+def _finish(job: Job, supervisor: Supervisor, alone: bool = False) -> int:
+    """The command ended well on this node: node 0 checks what came of it and writes the marker.
+
+    ``alone``: nothing was left to be done, and the other nodes wait to see the marker.
+    """
     recorder = supervisor.recorder
     if recorder.node_rank > 0:
-        return _end(recorder, "COMPLETED", 0, None)
+        return ending.end(recorder, "COMPLETED", 0, None)
     try:
         artifacts = completion.judge(job)
     except completion.Incomplete as error:
-        stopped = _stopped(job) if job.run.stop(job.kind).exists() else None
-        return _end(recorder, "FAILED", STOPPED_CODE if stopped else 1, stopped or f"not complete: {error}")
+        return ending.incomplete(job, recorder, error)
     deadline = time.monotonic() + PEERS_SECONDS
-    while waiting := _not_completed(recorder):
+    while not alone and (waiting := _not_completed(recorder)):
         if supervisor.signals.received is not None:
-            return _cancelled(recorder, supervisor.signals.received)
+            return ending.cancelled(recorder, supervisor.signals.received)
         if supervisor.trouble() or supervisor.failures():
-            return _failed(job, supervisor, Outcome(peer=(supervisor.trouble() or (None, None))[1]))
+            return ending.failed(job, supervisor, Outcome(peer=(supervisor.trouble() or (None, None))[1]))
         if time.monotonic() > deadline:
             nodes = ", ".join(map(str, waiting))
-            return _end(recorder, "FAILED", 1, f"node {nodes} did not complete within {PEERS_SECONDS:.0f} s")
+            return ending.end(recorder, "FAILED", 1, f"node {nodes} did not complete within {PEERS_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
+    if newer := attempts.newer(job, recorder.attempt):
+        return ending.fenced(recorder, newer)
     marker.write(job.run, job.run_id, job.kind, recorder.attempt, recorder.job_id, artifacts)
-    return _end(recorder, "COMPLETED", 0, None)
-
-
-def _failed(job: Job, supervisor: Supervisor, outcome: Outcome) -> int:
-    recorder = supervisor.recorder
-    first = failures.first(supervisor.failures())
-    # a stop leaves torchrun's 1, so that the request tells; a rank that was killed meanwhile did not stop
-    requested = outcome.stopped or job.run.stop(job.kind).exists()
-    wait = CAUSE_SECONDS if job.nodes > 1 and not requested else 0.0
-    deadline = time.monotonic() + wait
-    while (first is None or first.weight > 0) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-        first = failures.first(supervisor.failures())
-    if requested and (first is None or first.weight > 0):
-        return _end(recorder, "FAILED", STOPPED_CODE, _stopped(job))
-    if first is not None:
-        code = 1 if first.code is None else first.code
-        return _end(recorder, "FAILED", code, str(first))
-    if outcome.code is None:
-        return _end(recorder, "FAILED", 1, outcome.peer or "another node failed")
-    return _end(recorder, "FAILED", outcome.code, f"{job.kind} on {recorder.host} {describe(outcome.code)}")
-
-
-def _cancelled(recorder: Recorder, number: int) -> int:
-    code = 128 + number
-    _end(recorder, "CANCELLED", code, f"cancelled: the worker on {recorder.host} got signal {number}")
-    return code
-
-
-def _end(recorder: Recorder, state: str, code: int | None, reason: str | None) -> int:
-    """Write the last state and say it; ``code`` as subprocess has it. Returns the worker's exit code."""
-    shell = 128 - code if code is not None and code < 0 else code
-    _say(f"{recorder.kind} {state}" + (f": {reason}" if reason else ""))
-    recorder.write(state, shell, reason)
-    if state == "COMPLETED":
-        return 0
-    return shell or 1 if state == "CANCELLED" else 1
-
-
-def _stopped(job: Job) -> str:
-    """``stopped at step N``, N from the newest checkpoint or the progress file."""
-    steps = [0]
-    with suppress(TypeError, ValueError):
-        steps.append(int((rundir.read_json(job.run.progress(job.kind)) or {}).get("step", 0)))
-    for path in Path(str(job.expect.get("dir") or job.run.adapter)).glob("checkpoint-*"):
-        with suppress(ValueError):
-            steps.append(int(path.name.removeprefix("checkpoint-")))
-    return f"stopped at step {max(steps)}, as asked; retry goes on from its checkpoint"
+    return ending.end(recorder, "COMPLETED", 0, None)
 
 
 def _not_completed(recorder: Recorder) -> list[int]:
@@ -197,6 +189,8 @@ def _clear_leftovers(job: Job, recorder: Recorder) -> None:
     first = recorder.node_rank * job.nproc_per_node
     failures.forget(job.run, job.kind, recorder.attempt, range(first, first + job.nproc_per_node))
     if recorder.node_rank == 0:
+        ranks = job.nodes * job.nproc_per_node
+        failures.forget(job.run, job.kind, recorder.attempt, [ranks])  # where a hang is written down
         job.run.stop(job.kind).unlink(missing_ok=True)
 
 
@@ -273,9 +267,3 @@ def _words(error: PkuslurmError | OSError) -> str:
     if isinstance(error, PkuslurmError):
         return str(error)
     return f"{error.filename or 'the run directory'}: {error.strerror or error}"
-
-
-def _say(line: str) -> None:
-    # "pkuslurm: " at a line's start is the payloads'
-    with suppress(OSError):
-        print(f"pkuslurm worker: {line}", file=sys.stderr, flush=True)

@@ -1,14 +1,19 @@
 """A stand-in for the python that has LLaMA-Factory (``cluster.python``): the same job files in, the same artifacts out.
 
-It takes a moment. ``STANDIN_<KIND>`` in the job's environment says what else: ``fail`` (exit 3), ``sleep`` (for ever).
+It takes a moment. ``STANDIN_<KIND>`` in the job's environment says what else: ``fail`` (exit 3), ``sleep`` (for ever),
+``steps:40`` (a training of so many steps, a checkpoint every five, the nodes in lockstep over a connection, as real ranks
+are; it stops when asked, goes on from the checkpoint that it is given, and writes down each step).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 KINDS = ("prepare", "train", "merge", "infer")
@@ -28,6 +33,11 @@ def main(argv: list[str]) -> None:
         sys.exit(3)
     if todo == "sleep":
         time.sleep(600)
+    if todo.startswith("steps:"):
+        if "LOCAL_RANK" not in os.environ:  # this is torchrun; below it, the rank
+            local = {"RANK": str(int(rank) * int(os.environ["NPROC_PER_NODE"])), "LOCAL_RANK": "0"}
+            sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | local, check=False).returncode)
+        steps(job, int(todo.split(":")[1]), int(rank))
     if rank == "0":
         MAKE[kind](job, Path(str(job["expect"].get("dir") or job["expect"].get("file"))))
         Path(job["payload"]["result"]).write_text("{}", encoding="utf-8")
@@ -61,6 +71,71 @@ def train(job: dict, folder: Path) -> None:  # type: ignore[type-arg]
     weights(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     state = {"global_step": 3, "max_steps": 3}
+    (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+
+
+def steps(job: dict, total: int, rank: int) -> None:  # type: ignore[type-arg]
+    start = json.loads(Path(job["payload"]["start"]).read_text(encoding="utf-8"))
+    assert start["attempt"] == int(os.environ["PKUSLURM_ATTEMPT"]), start
+    adapter = Path(job["expect"]["dir"])
+    done = int(start["checkpoint"].rpartition("-")[2]) if start["checkpoint"] else 0
+    adapter.mkdir(exist_ok=True)
+    peer = connection(job["nodes"], rank)
+    log = Path(job["run_dir"]) / "views" / f"steps.{rank}"
+    while done < total:
+        time.sleep(0.25)
+        done += 1
+        stop = agreed(peer, rank, Path(job["payload"]["stop_file"]).exists()) and done < total
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{start['attempt']} {done}\n")
+        if rank == 0:
+            value = {"step": done, "total_steps": total, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "phase": None}
+            part = Path(job["payload"]["progress"] + ".part")
+            part.write_text(json.dumps(value), encoding="utf-8")
+            part.replace(job["payload"]["progress"])
+            if done % 5 == 0 or stop:
+                checkpoint(adapter / f"checkpoint-{done}", done, total, job["nodes"] * job["nproc_per_node"])
+        if stop:
+            agreed(peer, rank, True)  # not before the checkpoint is whole
+            sys.exit(75)
+    if rank == 0:
+        train(job, adapter)
+
+
+def connection(nodes: int, rank: int) -> socket.socket | None:
+    if nodes == 1:
+        return None
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if rank == 0:
+        server = socket.create_server(("", address[1]))
+        return server.accept()[0]
+    for _ in range(100):
+        try:
+            return socket.create_connection(address)
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError("no connection to rank 0")
+
+
+def agreed(peer: socket.socket | None, rank: int, wish: bool) -> bool:
+    """What rank 0 wishes, once both are here."""
+    if peer is None:
+        return wish
+    peer.sendall(b"1" if wish else b"0")
+    answer = peer.recv(1)
+    if not answer:
+        raise RuntimeError("Connection closed by peer")
+    return wish if rank == 0 else answer == b"1"
+
+
+def checkpoint(folder: Path, step: int, total: int, ranks: int) -> None:
+    folder.mkdir(exist_ok=True)
+    weights(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state_{rank}.pth" for rank in range(ranks))):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("data.pkl", "x")
+    state = {"global_step": step, "max_steps": total}
     (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
 
 

@@ -1,0 +1,138 @@
+"""What is decided before an attempt of a job starts: whether it may, and from where. Node 0 decides, the others wait.
+
+state/<kind>.attempt.json holds the decision, and what is remembered of the attempts before. It also is the fence: who
+finds a newer attempt in it stops writing, for a node that was cut off goes on with its old attempt on the shared disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pkuslurm import rundir
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.worker import checkpoints, completion, sameness
+from pkuslurm.worker.job import Job
+from pkuslurm.worker.state import Recorder, gone, now, save
+
+# an older attempt looks for a newer one this often, and is given twice that to end
+FENCE_SECONDS = 5.0
+# for node 0 to decide; looking at checkpoints takes seconds
+DECIDE_SECONDS = 600.0
+# so many attempts in a row without a newer checkpoint end it
+FRUITLESS = 2
+
+
+class Refused(Exception):
+    """This attempt may not start; why."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``complete``: an earlier attempt had done all but say so. ``notes``: what is to be said in the log."""
+
+    checkpoint: Path | None = None
+    step: int = 0
+    complete: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def newer(job: Job, attempt: int) -> int | None:
+    """The number of the attempt that has taken over from ``attempt``, if there is one."""
+    found = (rundir.read_json(job.run.attempt(job.kind)) or {}).get("attempt")
+    return found if isinstance(found, int) and found > attempt else None
+
+
+def decide(job: Job, recorder: Recorder, restarts: int) -> Decision:
+    """Node 0's: take over, look at what is there, write the decision down.
+
+    Raises Refused where it has been tried often enough, or what it would go on from is no longer what it was;
+    PkuslurmError and OSError where the run directory cannot be written.
+    """
+    known = rundir.read_json(job.run.attempt(job.kind)) or {}
+    history = [one for one in known.get("history") or [] if isinstance(one, dict)]
+    value = known | {"attempt": recorder.attempt, "job_id": recorder.job_id, "decided": False, "history": history}
+    save(job.run.attempt(job.kind), value)  # from here on an older attempt stops
+    _wait_for_the_old(job, recorder)
+    if job.max_attempts is not None and restarts + 1 > job.max_attempts:
+        raise Refused(f"resume.max_attempts={job.max_attempts} are used up; `pkuslurm retry` tries as often again")
+    decision = _train(job, value) if job.kind == "train" and job.max_attempts is not None else Decision()
+    own = [one for one in history if one.get("attempt", 0) >= job.first_attempt]
+    fruitless = len(own) >= FRUITLESS and all(one.get("step") == decision.step for one in own[-FRUITLESS:])
+    if fruitless and not decision.complete:
+        numbers = " and ".join(str(one.get("attempt")) for one in own[-FRUITLESS:])
+        what = f"a checkpoint after step {decision.step}" if job.kind == "train" else "an end"
+        raise Refused(f"attempts {numbers} were stopped before {what}; see their logs, then `pkuslurm retry`")
+    entry = {"attempt": recorder.attempt, "job_id": recorder.job_id, "started": now(), "step": decision.step}
+    value |= {
+        "decided": True,
+        "checkpoint": str(decision.checkpoint) if decision.checkpoint else None,
+        "history": [*history, entry],
+    }
+    save(job.run.attempt(job.kind), value)
+    return decision
+
+
+def await_decision(job: Job, recorder: Recorder, over: Callable[[], bool]) -> None:
+    """The other nodes': until node 0 has decided, or ``over()``."""
+    deadline = time.monotonic() + DECIDE_SECONDS
+    while not over():
+        value = rundir.read_json(job.run.attempt(job.kind)) or {}
+        if value.get("attempt") == recorder.attempt and value.get("decided"):
+            return
+        if time.monotonic() > deadline:
+            raise PkuslurmError(f"node 0 has not begun within {DECIDE_SECONDS:.0f} s")
+        time.sleep(0.2)
+
+
+def blame(job: Job, hosts: list[str]) -> None:
+    """Remember for this run that ``hosts`` failed: whoever watches keeps the next attempt from them."""
+    value = rundir.read_json(job.run.attempt(job.kind)) or {}
+    value["bad_nodes"] = sorted({*(value.get("bad_nodes") or []), *hosts})
+    save(job.run.attempt(job.kind), value)
+
+
+def _wait_for_the_old(job: Job, recorder: Recorder) -> None:
+    """Give nodes that still are at an earlier attempt the time to notice; the dead ones among them never say so."""
+    deadline = time.monotonic() + 2 * FENCE_SECONDS
+    while time.monotonic() < deadline and any(_at_work(value, recorder) for value in _states(job)):
+        time.sleep(0.5)
+
+
+def _states(job: Job) -> list[dict[str, Any]]:
+    files = [job.run.state(job.kind), *job.run.state(job.kind).parent.glob(f"{job.kind}.*.json")]
+    return [value for file in files if (value := rundir.read_json(file)) and "node_rank" in value]
+
+
+def _at_work(value: dict[str, Any], recorder: Recorder) -> bool:
+    attempt = value.get("attempt")
+    older = isinstance(attempt, int) and attempt < recorder.attempt
+    return older and value.get("state") == "RUNNING" and not gone(value, recorder.host)
+
+
+def _train(job: Job, value: dict[str, Any]) -> Decision:
+    adapter = Path(str(job.expect.get("dir") or job.run.adapter))
+    weights = str(job.expect.get("weights") or "adapter_model.safetensors")
+    ranks = job.nodes * job.nproc_per_node
+    seen = sameness.look(job, ranks)
+    try:
+        completion.judge(job)
+        return Decision(complete=True, notes=("it was complete already, but for its marker",))
+    except completion.Incomplete:
+        pass
+    best, problems = checkpoints.newest(adapter, weights, ranks, job.run.path / "bad-checkpoints")
+    if best is None:
+        value["settings"] = seen
+        return Decision(notes=tuple(problems))
+    if changed := sameness.differences(value.get("settings"), seen):
+        raise Refused(
+            f"it cannot go on from {best.path.name}, for since then has changed: {'; '.join(changed)}; "
+            "put it back, or start a new run"
+        )
+    if best.max_steps and best.step >= best.max_steps:
+        checkpoints.finish(best, adapter)
+        return Decision(best.path, best.step, True, (*problems, f"all steps were done; finished from {best.path.name}"))
+    return Decision(best.path, best.step, False, (*problems, f"goes on from {best.path.name}"))

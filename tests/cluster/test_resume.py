@@ -1,0 +1,240 @@
+"""A training that is stopped goes on by itself: on a real Slurm, with a stand-in that does steps and writes checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import faults
+from tests.cluster.fixture import Cluster
+from tests.cluster.process import in_netns, pids
+from tests.cluster.runs import (
+    command,
+    ended,
+    job,
+    jobs_of,
+    launched,
+    sent,
+    shim,
+    states,
+    status,
+    until,
+    verb,
+)
+
+KINDS = ("prepare", "train", "merge", "infer", "report")
+ALL = dict.fromkeys(KINDS, "COMPLETED")
+STEPS = "cluster.env.STANDIN_TRAIN=steps:40"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(slurm: Cluster) -> Iterator[None]:
+    yield
+    slurm.clear()
+
+
+def at_step(slurm: Cluster, run: Path, step: int, attempt: int = 1, seconds: float = 60) -> dict[str, Any]:
+    """Once the training has come so far in that attempt."""
+
+    def there(_: dict[str, Any]) -> bool:
+        return any(number == attempt and done >= step for number, done in steps(run))
+
+    return until(slurm, run, there, "pkalice", seconds)
+
+
+def steps(run: Path, rank: int = 0) -> list[tuple[int, int]]:
+    """(attempt, step) of all that were done, in order."""
+    log = run / "views" / f"steps.{rank}"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
+
+
+def once_each(run: Path, total: int = 40) -> None:
+    for rank in (0, 1):
+        assert [step for _, step in steps(run, rank)] == list(range(1, total + 1)), steps(run, rank)
+
+
+def train_id(run: Path) -> str:
+    return str(jobs_of(run)["train"]["job_id"])
+
+
+def newest(slurm: Cluster, user: str = "pkalice") -> Path:
+    """The run of a launcher that has just been started, once it is submitted."""
+    before = time.time()
+    while True:
+        found = [path for path in (slurm.shared(user) / "runs").glob("*/run.json") if path.stat().st_ctime > before - 1]
+        if found and all(one.get("job_id") for one in jobs_of(found[-1].parent).values()):
+            return found[-1].parent
+        assert time.time() - before < 30
+        time.sleep(0.2)
+
+
+def train_log(run: Path) -> str:
+    return (run / "logs" / f"train-{train_id(run)}_0.log").read_text(encoding="utf-8")
+
+
+def decision(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "state" / "train.attempt.json").read_text(encoding="utf-8"))
+    return found
+
+
+def ranks(slurm: Cluster, node: str) -> list[int]:
+    """The stand-in's ranks on a node (the processes below what plays torchrun)."""
+    there = in_netns(slurm.layout.netns(node))
+    return [pid for pid in pids() if there(pid) and b"LOCAL_RANK=" in Path(f"/proc/{pid}/environ").read_bytes()]
+
+
+def test_warned_before_its_time_limit_again_and_again(slurm: Cluster) -> None:
+    """Slurm's own warning, real limits; the job's id stays, the dependents wait, each step is done once."""
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=steps:140", "cluster.jobs.train.time=1", "resume.signal_seconds=50")
+    first = train_id(run)
+    found = ended(slurm, run, seconds=240)
+    assert states(found) == ALL, found
+    train = job(found, "train")
+    assert train["job_id"] == first and train["attempt"] >= 3, found
+    once_each(run, 140)
+    assert len(sent(slurm, run)) == 5
+    assert [one["attempt"] for one in decision(run)["history"]] == list(range(1, train["attempt"] + 1))
+
+
+def test_a_warning_where_nothing_can_be_requeued(slurm: Cluster, tmp_path: Path) -> None:
+    """No scontrol on the nodes: TIMEOUT, with the line to type; retry goes on."""
+    path = shim(slurm, tmp_path / "bin", "scontrol", "echo 'scontrol: command not found' >&2; exit 127")["PATH"]
+    tmp_path.chmod(0o755)
+    run = launched(slurm, STEPS, f"cluster.env.PATH={path}")
+    at_step(slurm, run, 7)
+    slurm.run("pkalice", ["scancel", "-s", "USR2", train_id(run)])
+    found = ended(slurm, run)
+    assert states(found) == {"prepare": "COMPLETED", "train": "TIMEOUT"} | dict.fromkeys(KINDS[2:], "SKIPPED"), found
+    reason = job(found, "train")["reason"]
+    assert "before its time limit" in reason and f"pkuslurm retry {run.name}" in reason, reason
+    assert found["state"] == "TIMEOUT"
+    done = verb(slurm, "retry", run)
+    assert done.returncode == 0, done.stderr
+    assert states(ended(slurm, run)) == ALL
+    once_each(run)
+
+
+def test_who_waits_goes_on_by_itself(slurm: Cluster, tmp_path: Path) -> None:
+    path = shim(slurm, tmp_path / "bin", "scontrol", "exit 127")["PATH"]
+    tmp_path.chmod(0o755)
+    arguments = command(slurm, STEPS, f"cluster.env.PATH={path}", "wait=true", "cluster.poll_seconds=1")
+    launcher = slurm.start("pkalice", arguments)
+    run = newest(slurm)
+    at_step(slurm, run, 7)
+    slurm.run("pkalice", ["scancel", "-s", "USR2", train_id(run)])
+    out, err = launcher.communicate(timeout=90)
+    assert launcher.returncode == 0, err
+    assert states(status(slurm, run)) == ALL
+    assert out.splitlines() == [str(run)]
+    once_each(run)
+
+
+def test_preempted_within_a_short_grace(slurm: Cluster) -> None:
+    """Slurm starts it again by itself, if it has not ended by itself before."""
+    run = launched(slurm, STEPS, "cluster.jobs.train={partition: low, exclusive: true}")
+    at_step(slurm, run, 7)
+    slurm.run("pkbob", ["sbatch", "-N4", "--exclusive", "--wrap", "sleep 3"])
+    found = ended(slurm, run, seconds=120)
+    assert states(found) == ALL, found
+    assert job(found, "train")["attempt"] == 2
+    once_each(run)
+
+
+def test_scancel_keeps_what_was_done(slurm: Cluster) -> None:
+    run = launched(slurm, STEPS)
+    at_step(slurm, run, 7)
+    began = time.monotonic()
+    slurm.run("pkalice", ["scancel", train_id(run)])
+    found = ended(slurm, run)
+    assert time.monotonic() - began < 20
+    assert job(found, "train")["state"] == "CANCELLED" and "is kept" in job(found, "train")["reason"], found
+    assert verb(slurm, "retry", run).returncode == 0
+    assert states(ended(slurm, run)) == ALL
+    once_each(run)
+
+
+def test_a_rank_that_hangs_is_named_and_gone_on_without(slurm: Cluster) -> None:
+    run = launched(slurm, STEPS, "resume.hang_minutes=0.1")
+    at_step(slurm, run, 12)
+    second = job(status(slurm, run), "train")["nodes"][1]
+    (rank,) = ranks(slurm, second)
+    os.kill(rank, signal.SIGSTOP)
+    found = ended(slurm, run, seconds=120)
+    assert states(found) == ALL, found
+    assert job(found, "train")["attempt"] == 2
+    assert decision(run)["bad_nodes"] == [second]
+    assert second not in job(found, "train")["nodes"]
+    words = train_log(run)
+    assert f"rank 2 on {second} hangs: its process is stopped (SIGSTOP)" in words, words
+    done = [step for _, step in steps(run)]
+    assert done[-1] == 40 and sorted(set(done)) == list(range(1, 41))
+
+
+def test_a_rank_that_dies_is_named_and_not_gone_on_with(slurm: Cluster) -> None:
+    run = launched(slurm, STEPS)
+    found = at_step(slurm, run, 7)
+    second = job(found, "train")["nodes"][1]
+    (rank,) = ranks(slurm, second)
+    began = time.monotonic()
+    os.kill(rank, signal.SIGKILL)
+    found = ended(slurm, run)
+    assert time.monotonic() - began < 20
+    assert job(found, "train")["state"] == "FAILED"
+    assert job(found, "train")["reason"] == f"rank 2 on {second} was killed by signal 9 (SIGKILL)"
+    assert verb(slurm, "retry", run).returncode == 0
+    assert states(ended(slurm, run)) == ALL
+    assert decision(run)["checkpoint"].endswith("checkpoint-5")
+
+
+def test_a_node_that_goes_away(slurm: Cluster) -> None:
+    """The power of the second node fails; the first sees its connections close and has the job started again."""
+    run = launched(slurm, STEPS)
+    found = at_step(slurm, run, 7)
+    second = job(found, "train")["nodes"][1]
+    faults.node_kill(slurm.layout, second)
+    found = ended(slurm, run, seconds=150)
+    assert states(found) == ALL, found
+    assert job(found, "train")["attempt"] == 2
+    assert second not in job(found, "train")["nodes"]
+    assert decision(run)["bad_nodes"] == [second]
+
+
+def test_a_finished_job_that_is_requeued(slurm: Cluster) -> None:
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=steps:5")
+    found = ended(slurm, run)
+    assert states(found) == ALL
+    before = (run / "done" / "train.json").read_bytes()
+    assert slurm.run("pkalice", ["scontrol", "requeue", train_id(run)]).returncode == 0
+    until(slurm, run, lambda _: "nothing to do" in train_log(run), "pkalice", 60)
+    assert steps(run) == [(1, step) for step in range(1, 6)]
+    assert (run / "done" / "train.json").read_bytes() == before
+    assert states(status(slurm, run)) == ALL
+
+
+def test_often_enough(slurm: Cluster) -> None:
+    """max_attempts, and two attempts that came no further."""
+    run = launched(slurm, STEPS, "resume.max_attempts=2")
+    for attempt in (1, 2):
+        at_step(slurm, run, 0, attempt)
+        slurm.run("pkalice", ["scancel", "-s", "USR2", train_id(run)])
+    found = ended(slurm, run)
+    assert job(found, "train")["state"] == "TIMEOUT", found
+    assert "resume.max_attempts=2 are used up" in job(found, "train")["reason"]
+
+
+def test_no_progress(slurm: Cluster) -> None:
+    run = launched(slurm, STEPS)
+    for attempt in (1, 2):
+        at_step(slurm, run, 1, attempt)
+        assert slurm.run("pkalice", ["scontrol", "requeue", train_id(run)]).returncode == 0
+    found = ended(slurm, run)
+    assert job(found, "train")["state"] == "FAILED", found
+    assert "attempts 1 and 2 were stopped before a checkpoint after step 0" in job(found, "train")["reason"]
