@@ -58,7 +58,7 @@ REFUSED = {
     "infer.prompts=bad.jsonl": "not a regular expression",
     "infer.prompts=[a] infer.expect=[b,c]": "2 expectations for 1 prompts",
     "run_root=/proc/nowhere": "run_root=/proc/nowhere: ",
-    "cluster=ascend": "modelscope download --model Qwen/Qwen2.5-1.5B-Instruct",
+    "cluster=ascend": "download --model Qwen/Qwen2.5-1.5B-Instruct",  # modelscope's
     "cluster.env.HF_TOKEN=abc": "HF_TOKEN",
     "nodes=1.5": "whole number",
     "cluster.nproc_per_node=0": "1 or more",

@@ -133,7 +133,7 @@ class Reader:
             attempt=attempt,
             nodes=_hosts(state.get("nodes"), row),
             num_nodes=whole(known.get("num_nodes")) or 1,
-            started=moment(state.get("started")) or (row.started if row and verdict != "PENDING" else None),
+            started=moment(state.get("started")) or (row.started if row and verdict not in ("PENDING", "SKIPPED") else None),
             finished=None if verdict in ("RUNNING", "PENDING") else self._finished(kind, done, row),
             exit_code=whole(state.get("exit_code")) if row is None or state else row.exit_code,
             reason=reason,

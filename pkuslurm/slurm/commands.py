@@ -9,8 +9,10 @@ import os
 import pwd
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.slurm import parse
@@ -21,6 +23,8 @@ from pkuslurm.slurm.parse import Row
 SECONDS = 30.0
 # whoever has a SLURM_CONF that leads nowhere would wait for a minute
 ASKED_SECONDS = 10.0
+LIFT_SECONDS = 5.0
+RELEASE_TRIES, RELEASE_PAUSE = 3, 3.0  # more of them, seconds between them
 UNKNOWN_ID = "Invalid job id specified"
 
 
@@ -95,6 +99,12 @@ def accounts() -> list[str]:
 def release(job_id: str) -> None:
     """Let a held job go. Raises PkuslurmError."""
     done = _run(["scontrol", "release", job_id])
+    for _ in range(RELEASE_TRIES):
+        if done.out is not None or UNKNOWN_ID in done.problem:
+            break
+        # a controller that was away answers in its first seconds with "Unexpected message received"
+        time.sleep(RELEASE_PAUSE)
+        done = _run(["scontrol", "release", job_id])
     if done.out is None:
         raise PkuslurmError(f"scontrol release {job_id}: {done.problem}")
 
@@ -102,9 +112,17 @@ def release(job_id: str) -> None:
 def begin_now(job_id: str, without: Sequence[str] = ()) -> bool:
     """Lift the two minutes that Slurm holds a requeued job, as its owner may; keep it from the nodes ``without``.
 
-    False: Slurm would not; the job starts by itself, later. To be called for a pending job only: while it still ends,
-    Slurm says yes and does nothing.
+    False: it is too early, or Slurm would not; the job starts by itself, later. While it still ends, Slurm says yes and
+    does nothing; in the second in which it was requeued it would start it with a credential that it has just revoked,
+    and the job would be dead ("Killing non-startable batch job").
     """
+    out = _run(["squeue", "-h", "-j", job_id, "-o", "%T|%r|%V"]).out or ""
+    word, reason, requeued = [*out.strip().split("|"), "", "", ""][:3]  # a requeue sets the time of submission anew
+    since = parse.moment(requeued)
+    if word != "PENDING" or reason != "BeginTime" or since is None:
+        return False
+    if (datetime.now().astimezone() - datetime.fromisoformat(since)).total_seconds() < LIFT_SECONDS:
+        return False
     if without:
         _run(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(without)}"])
     return _run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"]).out is not None

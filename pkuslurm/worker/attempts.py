@@ -60,8 +60,8 @@ def decide(job: Job, recorder: Recorder, restarts: int) -> Decision:
     if job.max_attempts is not None and restarts + 1 > job.max_attempts:
         raise Refused(f"resume.max_attempts={job.max_attempts} are used up; `pkuslurm retry` tries as often again")
     decision = _train(job, value) if job.kind == "train" and job.max_attempts is not None else Decision()
-    own = [one for one in history if one.get("attempt", 0) >= job.first_attempt]
-    fruitless = len(own) >= FRUITLESS and all(one.get("step") == decision.step for one in own[-FRUITLESS:])
+    own = [one for one in history if job.first_attempt <= one.get("attempt", 0) < recorder.attempt]
+    fruitless = job.max_attempts is not None and len(own) >= FRUITLESS and all(one.get("step") == decision.step for one in own[-FRUITLESS:])
     if fruitless and not decision.complete:
         numbers = " and ".join(str(one.get("attempt")) for one in own[-FRUITLESS:])
         what = f"a checkpoint after step {decision.step}" if job.kind == "train" else "an end"

@@ -96,6 +96,14 @@ def failed(job: Job, supervisor: Supervisor, outcome: Outcome, environ: Mapping[
         hosts = [first.host] if first.type == failures.STUCK and first.host else []
         return _bad_nodes(job, supervisor, environ, hosts, str(first))
     if job.nodes > 1 and first is not None and first.weight == 3 and (lost := _lost(supervisor)):
+        if recorder.node_rank == 0 and job.max_attempts is not None and (environ or {}).get("SLURM_JOB_ID"):
+            # Slurm 22.05 forgets the gres of a job that is requeued before it has noticed the node's end, and then
+            # cannot start it; left alone, it notices (SlurmdTimeout) and requeues the job itself
+            attempts.blame(job, lost)
+            end(recorder, "REQUEUED", 1, f"node {', '.join(lost)} was lost ({first}); Slurm starts it again")
+            _wait_for_slurm(lambda: supervisor.signals.received is not None)
+            if supervisor.signals.received is not None:
+                return STOPPED_CODE
         return _bad_nodes(job, supervisor, environ, lost, f"node {', '.join(lost)} was lost ({first})")
     if first is not None:
         code = 1 if first.code is None else first.code

@@ -69,7 +69,7 @@ class Failure:
             return f"rank {self.rank} on {self.host} hangs: {line}"
         if _MEMORY.search(f"{self.type}: {line}"):
             who = "" if self.rank is None else f"rank {self.rank}: "
-            return f"{who}{line[:120]}; {LESS_MEMORY}"
+            return f"{who}{self.type}: {line[:120]}; {LESS_MEMORY}"
         if self.code is not None and self.type in ("signal", "exit"):
             who = "the command" if self.rank is None else f"rank {self.rank}"
             hint = f": {line}" if line and self.type == "exit" else ""

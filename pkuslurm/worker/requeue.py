@@ -24,7 +24,7 @@ def job_id(environ: Mapping[str, str]) -> str | None:
 def requeue(environ: Mapping[str, str]) -> str | None:
     """``scontrol requeue``; why it was refused, or None: Slurm ends this attempt now and starts the next one later."""
     out, problem = _scontrol(environ, "requeue", job_id(environ) or "")
-    return None if out is not None else problem
+    return None if out is not None or "pending execution" in problem else problem  # Slurm was faster
 
 
 def preempted(environ: Mapping[str, str]) -> bool:

@@ -1,8 +1,8 @@
 """A stand-in for the python that has LLaMA-Factory (``cluster.python``): the same job files in, the same artifacts out.
 
 It takes a moment. ``STANDIN_<KIND>`` in the job's environment says what else: ``fail`` (exit 3), ``sleep`` (for ever),
-``steps:40`` (a training of so many steps, a checkpoint every five, the nodes in lockstep over a connection, as real ranks
-are; it stops when asked, goes on from the checkpoint that it is given, and writes down each step).
+``steps:40`` (a training of so many steps, a checkpoint every five, the nodes in lockstep over a connection, as real
+ranks are; it stops when asked, goes on from the checkpoint that it is given, and writes down each step).
 """
 
 from __future__ import annotations

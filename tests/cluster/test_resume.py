@@ -1,4 +1,4 @@
-"""A training that is stopped goes on by itself: on a real Slurm, with a stand-in that does steps and writes checkpoints."""
+"""A training that is stopped goes on by itself: a real Slurm, and a stand-in that does steps and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -80,6 +80,12 @@ def train_log(run: Path) -> str:
     return (run / "logs" / f"train-{train_id(run)}_0.log").read_text(encoding="utf-8")
 
 
+def without_scontrol(slurm: Cluster) -> str:
+    """An override: on the nodes where train runs it is not to be had."""
+    path = shim(slurm, slurm.shared("common") / "no-scontrol", "scontrol", "echo 'not for you' >&2; exit 1")["PATH"]
+    return f"cluster.jobs.train.setup=['export PATH={path}']"
+
+
 def decision(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "state" / "train.attempt.json").read_text(encoding="utf-8"))
     return found
@@ -93,22 +99,21 @@ def ranks(slurm: Cluster, node: str) -> list[int]:
 
 def test_warned_before_its_time_limit_again_and_again(slurm: Cluster) -> None:
     """Slurm's own warning, real limits; the job's id stays, the dependents wait, each step is done once."""
-    run = launched(slurm, "cluster.env.STANDIN_TRAIN=steps:140", "cluster.jobs.train.time=1", "resume.signal_seconds=50")
+    short = ("cluster.jobs.train.time=1", "resume.signal_seconds=50")
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=steps:240", *short)
     first = train_id(run)
     found = ended(slurm, run, seconds=240)
     assert states(found) == ALL, found
     train = job(found, "train")
     assert train["job_id"] == first and train["attempt"] >= 3, found
-    once_each(run, 140)
+    once_each(run, 240)
     assert len(sent(slurm, run)) == 5
     assert [one["attempt"] for one in decision(run)["history"]] == list(range(1, train["attempt"] + 1))
 
 
-def test_a_warning_where_nothing_can_be_requeued(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_warning_where_nothing_can_be_requeued(slurm: Cluster) -> None:
     """No scontrol on the nodes: TIMEOUT, with the line to type; retry goes on."""
-    path = shim(slurm, tmp_path / "bin", "scontrol", "echo 'scontrol: command not found' >&2; exit 127")["PATH"]
-    tmp_path.chmod(0o755)
-    run = launched(slurm, STEPS, f"cluster.env.PATH={path}")
+    run = launched(slurm, STEPS, without_scontrol(slurm))
     at_step(slurm, run, 7)
     slurm.run("pkalice", ["scancel", "-s", "USR2", train_id(run)])
     found = ended(slurm, run)
@@ -122,10 +127,8 @@ def test_a_warning_where_nothing_can_be_requeued(slurm: Cluster, tmp_path: Path)
     once_each(run)
 
 
-def test_who_waits_goes_on_by_itself(slurm: Cluster, tmp_path: Path) -> None:
-    path = shim(slurm, tmp_path / "bin", "scontrol", "exit 127")["PATH"]
-    tmp_path.chmod(0o755)
-    arguments = command(slurm, STEPS, f"cluster.env.PATH={path}", "wait=true", "cluster.poll_seconds=1")
+def test_who_waits_goes_on_by_itself(slurm: Cluster) -> None:
+    arguments = command(slurm, STEPS, without_scontrol(slurm), "wait=true", "cluster.poll_seconds=1")
     launcher = slurm.start("pkalice", arguments)
     run = newest(slurm)
     at_step(slurm, run, 7)
@@ -231,10 +234,16 @@ def test_often_enough(slurm: Cluster) -> None:
 
 
 def test_no_progress(slurm: Cluster) -> None:
-    run = launched(slurm, STEPS)
+    """Two attempts that came no further are enough."""
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
     for attempt in (1, 2):
-        at_step(slurm, run, 1, attempt)
+        until(slurm, run, lambda found: begun(run, attempt), "pkalice", 60)
         assert slurm.run("pkalice", ["scontrol", "requeue", train_id(run)]).returncode == 0
     found = ended(slurm, run)
     assert job(found, "train")["state"] == "FAILED", found
     assert "attempts 1 and 2 were stopped before a checkpoint after step 0" in job(found, "train")["reason"]
+
+
+def begun(run: Path, attempt: int) -> bool:
+    file = run / "state" / "train.attempt.json"
+    return file.exists() and len(decision(run)["history"]) == attempt

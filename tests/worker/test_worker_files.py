@@ -199,7 +199,9 @@ torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
 def test_a_log_is_read() -> None:
     assert failures.named_by_torchrun(LOG, 2) == (3, -9)
     assert failures.named_by_torchrun("all well", 2) is None
-    assert str(failures.of_rank(2, 1, LOG, 5.0, "node1")) == "rank 2: OutOfMemoryError: NPU out of memory"
+    assert str(failures.of_rank(2, 1, LOG, 5.0, "node1")) == (
+        f"rank 2: OutOfMemoryError: NPU out of memory; {failures.LESS_MEMORY}"
+    )
     assert str(failures.of_rank(3, -9, LOG, 5.0, "n")) == "rank 3 on n was killed by signal 9 (SIGKILL)"
     assert str(failures.of_rank(3, 1, LOG, 5.0, "n")) == "rank 3: KeyError: 'x'"
     refused = failures.of_rank(0, 2, "pkuslurm: old\npkuslurm: train.lr 北: no number; give one\nx\n", 5.0, "n")
