@@ -68,7 +68,7 @@ REFUSED = {
     "run_root=rows.json": "is no folder; give a folder of your own",
     "cluster=scow": "cluster=scow: not yet built",
     "from_yaml=a.yaml": "from_yaml: not yet built",
-    "resume.max_attempts=3": "resume.max_attempts: not yet built",
+    "serve.port=8080": "serve.port: not yet built",
     "cluster.partition=gpu": "cluster.partition: cluster=local asks no scheduler",
     "wait=false": "wait=false: a local run works in the foreground",
     "-m nodes=1,2": "-m: sweeps are not yet built",

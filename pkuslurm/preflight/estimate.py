@@ -56,9 +56,9 @@ def estimate(folder: Path, train: Mapping[str, Any], nodes: int, nproc: int, acc
     memory = states + _activations(train, config, each) + logits + device
     tuned = found.size if _kind(train) in ("lora", "oft") else trainable * 4 + (found.parameters - trainable) * each
     merge = found.size * 1.3 + PROCESS
-    checkpoint, kept = _checkpoints(train, folder, trainable, tuned)
+    result, checkpoint, kept = _saved(train, folder, trainable, tuned)
     merged = 2 * found.size if _kind(train) in ("lora", "oft") else 0  # a full fine-tune's is linked
-    disk = checkpoint + kept * checkpoint + merged + SMALL
+    disk = result + kept * checkpoint + merged + SMALL
     lines = [
         f"{_count(found.parameters)} parameters, {_gb(found.size)} of weights ({found.dtype}); "
         f"{_kind(train)} trains {_count(trainable)} of them",
@@ -156,15 +156,15 @@ def _activations(train: Mapping[str, Any], config: Mapping[str, Any], each: floa
     return _tokens(train) * number * (layers * hidden + whole * inside)
 
 
-def _checkpoints(train: Mapping[str, Any], folder: Path, trainable: int, tuned: float) -> tuple[float, int]:
-    """Bytes of one, and how many lie there at once."""
+def _saved(train: Mapping[str, Any], folder: Path, trainable: int, tuned: float) -> tuple[float, float, int]:
+    """Bytes of what the training leaves, of one checkpoint, and how many of those lie there at once."""
     number = 2 if train.get("pure_bf16") else 4
     saved = trainable * number if _kind(train) in ("lora", "oft") else tuned
     tokenizer = sum(file.stat().st_size for name in ("tokenizer*", "vocab*", "merges*") for file in folder.glob(name))
     optimizer = 0 if train.get("save_only_model") else trainable * 2 * number
     limit = train.get("save_total_limit")
     kept = 0 if train.get("save_strategy") == "no" else (int(limit) if limit else 5) + 1  # one more while it is written
-    return saved + optimizer + tokenizer, kept
+    return saved + tokenizer, saved + optimizer + tokenizer, kept
 
 
 def _saving(train: Mapping[str, Any], checkpoint: float) -> str:

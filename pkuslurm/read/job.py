@@ -123,6 +123,7 @@ class Reader:
         verdict, reason = self._verdict(kind, known, attempt, marked, doubt, row, asked, family)
         if verdict == "PENDING" and state.get("state") and state.get("job_id") == known.get("job_id"):
             attempt += 1  # it waits for that one
+        begun = verdict not in ("PENDING", "SKIPPED")  # of others Slurm tells when they may, or would have
         done = marker if verdict == "COMPLETED" and marker is not None else {}
         if done and (part := pruned.part_of(self.run, kind, done, self.pruned)):
             reason = pruned.WORDS[part]
@@ -133,7 +134,7 @@ class Reader:
             attempt=attempt,
             nodes=_hosts(state.get("nodes"), row),
             num_nodes=whole(known.get("num_nodes")) or 1,
-            started=moment(state.get("started")) or (row.started if row and verdict not in ("PENDING", "SKIPPED") else None),
+            started=moment(state.get("started")) or (row.started if row and begun else None),
             finished=None if verdict in ("RUNNING", "PENDING") else self._finished(kind, done, row),
             exit_code=whole(state.get("exit_code")) if row is None or state else row.exit_code,
             reason=reason,

@@ -61,8 +61,8 @@ def decide(job: Job, recorder: Recorder, restarts: int) -> Decision:
         raise Refused(f"resume.max_attempts={job.max_attempts} are used up; `pkuslurm retry` tries as often again")
     decision = _train(job, value) if job.kind == "train" and job.max_attempts is not None else Decision()
     own = [one for one in history if job.first_attempt <= one.get("attempt", 0) < recorder.attempt]
-    fruitless = job.max_attempts is not None and len(own) >= FRUITLESS and all(one.get("step") == decision.step for one in own[-FRUITLESS:])
-    if fruitless and not decision.complete:
+    fruitless = len(own) >= FRUITLESS and all(one.get("step") == decision.step for one in own[-FRUITLESS:])
+    if fruitless and not decision.complete and job.max_attempts is not None:
         numbers = " and ".join(str(one.get("attempt")) for one in own[-FRUITLESS:])
         what = f"a checkpoint after step {decision.step}" if job.kind == "train" else "an end"
         raise Refused(f"attempts {numbers} were stopped before {what}; see their logs, then `pkuslurm retry`")

@@ -36,7 +36,10 @@ def main(argv: list[str]) -> None:
     if todo.startswith("steps:"):
         if "LOCAL_RANK" not in os.environ:  # this is torchrun; below it, the rank
             local = {"RANK": str(int(rank) * int(os.environ["NPROC_PER_NODE"])), "LOCAL_RANK": "0"}
-            sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | local, check=False).returncode)
+            child = subprocess.Popen([sys.executable, *sys.argv], env=os.environ | local)
+            while child.poll() is None:
+                time.sleep(0.1)  # as torchrun looks
+            sys.exit(child.returncode)
         steps(job, int(todo.split(":")[1]), int(rank))
     if rank == "0":
         MAKE[kind](job, Path(str(job["expect"].get("dir") or job["expect"].get("file"))))

@@ -237,7 +237,7 @@ def test_no_progress(slurm: Cluster) -> None:
     """Two attempts that came no further are enough."""
     run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
     for attempt in (1, 2):
-        until(slurm, run, lambda found: begun(run, attempt), "pkalice", 60)
+        until(slurm, run, lambda _, number=attempt: begun(run, number), "pkalice", 60)
         assert slurm.run("pkalice", ["scontrol", "requeue", train_id(run)]).returncode == 0
     found = ended(slurm, run)
     assert job(found, "train")["state"] == "FAILED", found

@@ -79,7 +79,7 @@ def test_lora_of_half_a_billion_parameters(model: Path) -> None:
 
 def test_the_answers_logits_are_named_where_they_are_most_of_it(model: Path) -> None:
     assert any("lower train.per_device_train_batch_size" in line for line in ask(model, **SFT).lines)
-    assert len(ask(model, **SFT | {"per_device_train_batch_size": 1}).lines) == 2
+    assert len(ask(model, **SFT | {"per_device_train_batch_size": 1}).lines) == 3
     one, two = (ask(model, **SFT | {"per_device_train_batch_size": batch}).memory_per_rank for batch in (1, 2))
     assert two - one >= logits(1)
 
@@ -138,3 +138,16 @@ def test_on_a_cpu_processes_are_counted_and_fp32_weights_double(tmp_path: Path) 
 
 def test_a_folder_without_weights_is_not_estimated(tmp_path: Path) -> None:
     assert estimate(tmp_path, {}, 1, 1, "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"save_steps": 100}, "a checkpoint every 100 steps (53 MB), the last 2 kept"),
+        ({"save_strategy": "epoch", "save_total_limit": None}, "a checkpoint every epoch (53 MB), all kept"),
+        ({"save_strategy": "no"}, "train.save_strategy=no: no checkpoints, a training that is cut off starts anew"),
+        ({"save_only_model": True}, "its checkpoints lack the optimizer, a training that is cut off starts anew"),
+    ],
+)
+def test_how_often_it_is_saved(model: Path, given: dict[str, object], words: str) -> None:
+    assert ask(model, **SFT | given).lines[-1].endswith(words)
