@@ -52,31 +52,44 @@ def failed(state: str) -> dict[str, str]:
     return {"prepare": "COMPLETED", "train": state} | dict.fromkeys(KINDS[2:], "SKIPPED")
 
 
-def test_a_node_that_dies(slurm: Cluster) -> None:
-    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
-    running(slurm, run, "train")
-    second = job(status(slurm, run), "train")["nodes"][1]
-    faults.node_kill(slurm.layout, second)
-    found = ended(slurm, run, seconds=120)
-    assert states(found) == failed("NODE_FAIL") and found["state"] == "NODE_FAIL", found
-    assert queued(slurm) == []
-    faults.node_up(slurm.layout, second)
+@pytest.mark.parametrize("kind", ["prepare", "train", "merge"])
+def test_a_node_that_dies(slurm: Cluster, kind: str) -> None:
+    """The head of each kind of job; Slurm notices, and starts the job again without it."""
+    run = launched(slurm, f"cluster.env.STANDIN_{kind.upper()}=sleep")
+    running(slurm, run, kind)
+    head = job(status(slurm, run), kind)["nodes"][0]
+    faults.node_kill(slurm.layout, head)
     mend(run)
-    assert verb(slurm, "retry", run).returncode == 0
-    assert states(ended(slurm, run)) == ALL
+    found = ended(slurm, run, seconds=180)
+    assert states(found) == ALL, found
+    assert job(found, kind)["attempt"] == 2 and head not in job(found, kind)["nodes"]
 
 
 def test_a_cable_that_is_pulled(slurm: Cluster) -> None:
-    run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
+    """What it cut off goes on writing to the shared disk, until it finds the next attempt there."""
+    run = launched(slurm, "cluster.env.STANDIN_TRAIN=steps:400", "nodes=1")
     running(slurm, run, "train")
     head = job(status(slurm, run), "train")["nodes"][0]
     faults.link_down(slurm.layout, head)
-    found = until(slurm, run, lambda found: job(found, "train")["state"] != "RUNNING", "pkalice", 120)
-    assert job(found, "train")["state"] in ("NODE_FAIL", "FAILED", "CANCELLED"), found
-    assert verb(slurm, "retry", run).returncode in (0, 2)
+    until(slurm, run, lambda _: attempts(run)[-1:] == [2], "pkalice", 150)
+    time.sleep(5)
+    found = attempts(run)
+    assert found == sorted(found), "once the second attempt does steps the first does none"
+    assert found.count(1) > 80, "it went on long after the cable was pulled"
+    assert "attempt 2 has taken over" in (run / "logs" / f"train-{jobs_of(run)['train']['job_id']}_0.log").read_text()
+    faults.heal(slurm.layout)
+    assert states(ended(slurm, run, seconds=150)) == ALL
+    assert attempts(run) == sorted(attempts(run))
+
+
+def attempts(run: Path) -> list[int]:
+    """Which attempt did each step, in the order in which they were done."""
+    log = run / "views" / "steps.0"
+    return [int(line.split()[0]) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
 
 def test_a_time_limit(slurm: Cluster) -> None:
+    """Of a job that cannot stop; one that can goes on (test_resume.py)."""
     run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep", "cluster.jobs.train.time=1")
     found = ended(slurm, run, seconds=150)
     assert states(found) == failed("TIMEOUT"), found
@@ -86,17 +99,14 @@ def test_a_time_limit(slurm: Cluster) -> None:
     assert states(ended(slurm, run)) == ALL
 
 
-def test_a_preempted_job(slurm: Cluster) -> None:
+def test_preempted_before_there_is_anything_to_save(slurm: Cluster) -> None:
     run = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep", "cluster.partition=low", "cluster.exclusive=true")
     running(slurm, run, "train")
-    slurm.run("pkbob", ["sbatch", "-N4", "--exclusive", "--wrap", "sleep 5"])
-    found = ended(slurm, run, seconds=120)
-    # the worker ends within the grace time, so that Slurm may say that the job has failed by itself
-    assert job(found, "train")["state"] in ("PREEMPTED", "CANCELLED", "FAILED"), found
-    assert "signal 15" in job(found, "train")["reason"] or "preempted" in job(found, "train")["reason"]
     mend(run)
-    assert verb(slurm, "retry", run).returncode == 0
-    assert states(ended(slurm, run, seconds=120)) == ALL
+    slurm.run("pkbob", ["sbatch", "-N4", "--exclusive", "--wrap", "sleep 5"])
+    found = ended(slurm, run, seconds=180)
+    assert states(found) == ALL, found
+    assert job(found, "train")["attempt"] == 2
 
 
 def test_a_controller_that_is_killed_and_comes_back(slurm: Cluster) -> None:

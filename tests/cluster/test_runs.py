@@ -83,7 +83,7 @@ def test_the_printed_script_is_the_submitted_one(slurm: Cluster) -> None:
         text = text.replace(run.name, "RUN_ID")
         assert f"# sbatch script {kind}\n{text.strip()}\n" in printed, text
     assert states(ended(slurm, run)) == ALL
-    assert "--wckey" not in printed and "--requeue" not in printed and "USR2@90" not in printed
+    assert "--wckey" not in printed and "--requeue=" not in printed and "USR2@90" not in printed
 
 
 def test_a_failure_of_each_kind(slurm: Cluster) -> None:

@@ -150,4 +150,4 @@ def test_a_folder_without_weights_is_not_estimated(tmp_path: Path) -> None:
     ],
 )
 def test_how_often_it_is_saved(model: Path, given: dict[str, object], words: str) -> None:
-    assert ask(model, **SFT | given).lines[-1].endswith(words)
+    assert any(line.endswith(words) for line in ask(model, **SFT | given).lines)
