@@ -31,7 +31,10 @@ DAY = 86400.0
 CACHE_DAYS = 7.0
 # whatever --older says: somebody may be about to use it
 LIVING_SECONDS = 3600.0
-LEFTOVERS = (".merged.tmp-*", ".merged.old-*", ".merged.pruned-*", ".data.*", "adapter/.checkpoint-*.pruned-*")
+LEFTOVERS = (
+    *(".merged.tmp-*", ".merged.old-*", ".merged.pruned-*", ".data.*", "adapter/.checkpoint-*.pruned-*"),
+    "bad-checkpoints/*",  # moved aside before a training went on
+)
 _KEY = re.compile(r"[0-9a-f]{24}")
 _STALE = re.compile(r"\.[0-9a-f]{24}\..+")
 KEPT = "adapters, full weights, answers, reports, logs, proofs; every run that is not COMPLETED"

@@ -219,6 +219,12 @@ def test_a_killed_prune_leaves_a_proved_run(run: RunDir, monkeypatch: pytest.Mon
     assert any(path.name.startswith(".merged.pruned-") for path in left)
 
 
+def test_checkpoints_that_were_moved_aside_go_too(run: RunDir) -> None:
+    (run.path / "bad-checkpoints" / "checkpoint-30").mkdir(parents=True)
+    found = prune.of_runs([run.path], 0.0, False)[0]
+    assert ("left over", run.path / "bad-checkpoints" / "checkpoint-30", run.path) in found
+
+
 def test_a_run_without_merge(weird: Path) -> None:
     made = make(weird)
     document = json.loads(made.run_json.read_text(encoding="utf-8"))

@@ -19,7 +19,6 @@ from tests.cluster.runs import (
     job,
     jobs_of,
     launched,
-    queued,
     running,
     sent,
     states,
