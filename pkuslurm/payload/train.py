@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -38,6 +39,7 @@ class Progress:
         self._last = -float("inf")
         self._start: tuple[float, int] | None = None
         self._phase: str | None = None
+        self.attempt = int(os.environ.get("PKUSLURM_ATTEMPT", "1"))
 
     def begin(self, step: int) -> None:
         """``step`` is where this process starts: 0, or where a checkpoint ended."""
@@ -69,7 +71,9 @@ class Progress:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         value = {"step": step, "total_steps": total, "loss": self.loss, "eta_seconds": eta}
         try:
-            write_json(self.path, value | {"phase": self._phase, "time": f"{stamp[:-2]}:{stamp[-2:]}"})
+            write_json(
+                self.path, value | {"phase": self._phase, "attempt": self.attempt, "time": f"{stamp[:-2]}:{stamp[-2:]}"}
+            )
         except OSError as error:
             # a full disk will stop the training by itself; a missing progress line must not
             print(f"progress not written: {error}", file=sys.stderr)
@@ -264,6 +268,7 @@ def _fail(job: dict[str, Any], rank: int, error: Exception) -> NoReturn:
         "type": type(error).__name__,
         "message": str(error),
         "log": text[-8000:],
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
     }
     try:
         write_json(Path(job["payload"]["failures"]) / f"{job['kind']}-{attempt}-{rank}.json", value)

@@ -132,7 +132,11 @@ def nodes_up(partition: str | None) -> list[str]:
     """The nodes of a partition (None: of the default one) that answer."""
     if partition is None:
         partition = next((one.name for one in partitions() or [] if one.default), None)
-    out = _run(["sinfo", "-h", "-N", "-r", "-p", partition, "-o", "%N"]).out if partition else None
+    out = (
+        _run(["sinfo", "-h", "-N", "-r", "-t", "idle,mix,alloc,comp", "-p", partition, "-o", "%N"]).out
+        if partition
+        else None
+    )
     return sorted({*(out or "").split()})
 
 

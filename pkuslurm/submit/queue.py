@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.parse import ALIVE
 from pkuslurm.submit.alone import alone
+from pkuslurm.worker import hostlist
 
 # KillWait (30 s by default) passes between TERM and KILL
 END_SECONDS = 60.0
@@ -56,20 +57,30 @@ def lift(run: RunDir, now: RunStatus) -> list[str]:
     lifted = []
     for job in now.jobs:
         # an attempt before it: a --begin of the user's own is not touched
-        held = job.state == "PENDING" and (job.reason or "").startswith("BeginTime") and job.attempt > 1
-        if held and job.job_id and commands.begin_now(job.job_id, bad_nodes(run, read_json(run.job(job.kind)) or {})):
+        file = read_json(run.job(job.kind)) or {}
+        again = job.attempt > int(file.get("first_attempt") or 1)
+        held = job.state == "PENDING" and (job.reason or "").startswith("BeginTime") and again
+        if held and job.job_id and commands.begin_now(job.job_id, _excluded(file, bad_nodes(run, file))):
             lifted.append(job.kind)
     return lifted
+
+
+def _excluded(job: Mapping[str, Any], bad: Sequence[str]) -> list[str]:
+    """With those that the user excludes: Slurm takes the list as a whole."""
+    if not bad:
+        return []
+    given = job.get("request", {}).get("options", {}).get("exclude")
+    return list(dict.fromkeys([*(hostlist.expand(str(given)) if given else []), *bad]))
 
 
 def bad_nodes(run: RunDir, job: Mapping[str, Any]) -> list[str]:
     """The nodes that failed under this job (its job file) before, if its partition has enough others."""
     known = (read_json(run.attempt(str(job.get("kind")))) or {}).get("bad_nodes")
     bad = [str(name) for name in known] if isinstance(known, list) else []
-    if not bad:
+    options = job.get("request", {}).get("options", {})
+    if not bad or options.get("nodelist"):  # whoever names the nodes gets them
         return []
-    partition = job.get("request", {}).get("options", {}).get("partition")
-    others = {*commands.nodes_up(partition)} - {*bad}
+    others = {*commands.nodes_up(options.get("partition"))} - {*_excluded(job, bad)}
     return bad if len(others) >= int(job.get("nodes") or 1) else []
 
 

@@ -53,14 +53,14 @@ def decide(job: Job, recorder: Recorder, restarts: int) -> Decision:
     PkuslurmError and OSError where the run directory cannot be written.
     """
     known = rundir.read_json(job.run.attempt(job.kind)) or {}
-    history = [one for one in known.get("history") or [] if isinstance(one, dict)]
+    history = [one for one in known.get("history") or [] if isinstance(one, dict) and type(one.get("attempt")) is int]
     value = known | {"attempt": recorder.attempt, "job_id": recorder.job_id, "decided": False, "history": history}
     save(job.run.attempt(job.kind), value)  # from here on an older attempt stops
     _wait_for_the_old(job, recorder)
     if job.max_attempts is not None and restarts + 1 > job.max_attempts:
         raise Refused(f"resume.max_attempts={job.max_attempts} are used up; `pkuslurm retry` tries as often again")
     decision = _train(job, value) if job.kind == "train" and job.max_attempts is not None else Decision()
-    own = [one for one in history if job.first_attempt <= one.get("attempt", 0) < recorder.attempt]
+    own = [one for one in history if job.first_attempt <= one["attempt"] < recorder.attempt]
     fruitless = len(own) >= FRUITLESS and all(one.get("step") == decision.step for one in own[-FRUITLESS:])
     if fruitless and not decision.complete and job.max_attempts is not None:
         numbers = " and ".join(str(one.get("attempt")) for one in own[-FRUITLESS:])
@@ -68,7 +68,7 @@ def decide(job: Job, recorder: Recorder, restarts: int) -> Decision:
         raise Refused(f"attempts {numbers} were stopped before {what}; see their logs, then `pkuslurm retry`")
     entry = {"attempt": recorder.attempt, "job_id": recorder.job_id, "started": now(), "step": decision.step}
     value |= {
-        "decided": True,
+        "decided": not decision.complete,  # where nothing is left to do, the other nodes wait for the marker
         "checkpoint": str(decision.checkpoint) if decision.checkpoint else None,
         "history": [*history, entry],
     }
@@ -123,16 +123,30 @@ def _train(job: Job, value: dict[str, Any]) -> Decision:
         return Decision(complete=True, notes=("it was complete already, but for its marker",))
     except completion.Incomplete:
         pass
+    there = checkpoints.found(adapter)
+    if there and (changed := sameness.differences(value.get("settings"), seen)):
+        raise Refused(
+            f"it cannot go on from {max(there)[1].name}, for since then has changed: {'; '.join(changed)}; "
+            "put it back, or start a new run"
+        )
     best, problems = checkpoints.newest(adapter, weights, ranks, job.run.path / "bad-checkpoints")
     if best is None:
         value["settings"] = seen
         return Decision(notes=tuple(problems))
-    if changed := sameness.differences(value.get("settings"), seen):
-        raise Refused(
-            f"it cannot go on from {best.path.name}, for since then has changed: {'; '.join(changed)}; "
-            "put it back, or start a new run"
-        )
-    if best.max_steps and best.step >= best.max_steps:
-        checkpoints.finish(best, adapter)
+    if best.max_steps and best.step >= best.max_steps and (source := _result(best, seen, weights, ranks)):
+        checkpoints.finish(best, source, adapter)
         return Decision(best.path, best.step, True, (*problems, f"all steps were done; finished from {best.path.name}"))
     return Decision(best.path, best.step, False, (*problems, f"goes on from {best.path.name}"))
+
+
+def _result(last: checkpoints.Checkpoint, seen: dict[str, Any], weights: str, ranks: int) -> Path | None:
+    """The checkpoint whose weights a training that has done all its steps leaves: its last, or its best."""
+    if seen["settings"].get("load_best_model_at_end") != "true":
+        return last.path
+    named = (rundir.read_json(last.path / "trainer_state.json") or {}).get("best_model_checkpoint")
+    folder = last.path.parent / Path(str(named)).name
+    step = folder.name.removeprefix("checkpoint-")
+    try:
+        return checkpoints.check(folder, int(step), weights, ranks).path if step.isdecimal() else None
+    except completion.Incomplete:
+        return None

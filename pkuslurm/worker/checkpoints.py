@@ -32,7 +32,7 @@ def newest(adapter: Path, weights: str, ranks: int, aside: Path) -> tuple[Checkp
     """The newest checkpoint below ``adapter`` that a training of ``ranks`` ranks can go on from, and what is wrong with
     the newer ones, which are moved into ``aside``. ``weights``: as in the job file's expect. Raises OSError."""
     problems: list[str] = []
-    for step, folder in sorted(_found(adapter), reverse=True):
+    for step, folder in sorted(found(adapter), reverse=True):
         try:
             return check(folder, step, weights, ranks), problems
         except completion.Incomplete as error:
@@ -41,7 +41,8 @@ def newest(adapter: Path, weights: str, ranks: int, aside: Path) -> tuple[Checkp
     return None, problems
 
 
-def _found(adapter: Path) -> list[tuple[int, Path]]:
+def found(adapter: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all that are called so."""
     if not adapter.is_dir():
         return []
     named = [(_NAME.fullmatch(path.name), path) for path in adapter.iterdir() if path.is_dir()]
@@ -55,14 +56,14 @@ def check(folder: Path, step: int, weights: str, ranks: int) -> Checkpoint:
         raise completion.Incomplete("trainer_state.json is not there or torn")
     if state.get("global_step") != step:
         raise completion.Incomplete(f"trainer_state.json is of step {state.get('global_step')}")
-    if weights == "model":
-        completion.model_weights(folder)
-    else:
-        completion.spans(folder / weights)
-    _zip(folder / "scheduler.pt")
     if (folder / "latest").is_file():
-        _deepspeed(folder, ranks)
+        _deepspeed(folder, ranks)  # ZeRO-3 keeps the weights in its shards, and its own scheduler, too
     else:
+        if weights == "model" and not (folder / "pytorch_model_fsdp_0").is_dir():
+            completion.model_weights(folder)
+        elif weights != "model":
+            completion.spans(folder / weights)
+        _zip(folder / "scheduler.pt")
         _optimizer(folder)
     # transformers numbers them only where there are several
     for name in ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]:
@@ -112,14 +113,15 @@ def _move(folder: Path, aside: Path) -> Path:
     return target
 
 
-def finish(checkpoint: Checkpoint, adapter: Path) -> None:
-    """Fill ``adapter`` from the checkpoint of the last step: only that was missing when the attempt was ended.
+def finish(checkpoint: Checkpoint, source: Path, adapter: Path) -> None:
+    """Fill ``adapter`` with what ``source`` holds and the last step's state: that was missing when it was cut off.
 
     Going on from it instead would train a step too many where an epoch had not ended. Raises OSError.
     """
-    last = "trainer_state.json"  # written last: it is what tells that the training has ended
-    for path in sorted(checkpoint.path.iterdir(), key=lambda path: path.name == last):
-        if path.is_file() and not _TRAINERS_OWN.match(path.name):
-            temporary = adapter / f".{path.name}.part"
-            shutil.copyfile(path, temporary)
-            temporary.replace(adapter / path.name)
+    state = "trainer_state.json"
+    files = [path for path in sorted(source.iterdir()) if path.is_file() and not _TRAINERS_OWN.match(path.name)]
+    # last of all what tells that the training has ended
+    for path in [*(path for path in files if path.name != state), checkpoint.path / state]:
+        temporary = adapter / f".{path.name}.part"
+        shutil.copyfile(path, temporary)
+        temporary.replace(adapter / path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -36,10 +37,20 @@ def end(recorder: Recorder, state: str, code: int | None, reason: str | None) ->
     return shell or 1 if state == "CANCELLED" else 1
 
 
-def cancelled(recorder: Recorder, number: int, more: str = "") -> int:
+def cancelled(job: Job, recorder: Recorder, environ: Mapping[str, str], number: int, more: str = "") -> int:
+    """By a signal: somebody's wish, or a preemption, after which Slurm starts the job again by itself."""
+    if number == signal.SIGTERM and _goes_on(job, environ) and requeue.preempted(environ):
+        # a job that ends by itself in the time of grace would not be started again
+        end(recorder, "REQUEUED", STOPPED_CODE, f"preempted{more}")
+        _wait_for_slurm()
+        return STOPPED_CODE
     code = 128 + number
     end(recorder, "CANCELLED", code, f"cancelled: the worker on {recorder.host} got signal {number}{more}")
     return code
+
+
+def _goes_on(job: Job, environ: Mapping[str, str]) -> bool:
+    return job.max_attempts is not None and requeue.ours(environ)
 
 
 def fenced(recorder: Recorder, newer: int) -> int:
@@ -70,21 +81,17 @@ def saved(job: Job, supervisor: Supervisor, environ: Mapping[str, str]) -> int:
         time.sleep(POLL_SECONDS)
     if signals.received is None:
         return _again(job, supervisor, environ, "TIMEOUT", f"stopped at step {step} before its time limit")
-    if requeue.preempted(environ):
-        # a job that ends by itself in the time of grace would not be started again
-        end(recorder, "REQUEUED", STOPPED_CODE, f"preempted; its checkpoint is of step {step}")
-        _wait_for_slurm()
-        return STOPPED_CODE
-    return cancelled(recorder, signals.received, f"; its checkpoint of step {step} is kept, retry goes on from it")
+    more = f"; its checkpoint of step {step} is kept, retry goes on from it"
+    return cancelled(job, recorder, environ, signals.received, more)
 
 
-def failed(job: Job, supervisor: Supervisor, outcome: Outcome, environ: Mapping[str, str] | None = None) -> int:
+def failed(job: Job, supervisor: Supervisor, outcome: Outcome, environ: Mapping[str, str]) -> int:
     """The command did not end well somewhere: name the first failure. A node that was lost, or a rank that hangs, is
     nobody's mistake: the next attempt goes on without it."""
     recorder = supervisor.recorder
     first = failures.first(supervisor.failures())
     # a stop leaves torchrun's 1, so that the request tells; a rank that was killed meanwhile did not stop
-    requested = outcome.stopped or job.run.stop(job.kind).exists()
+    requested = (outcome.stopped or job.run.stop(job.kind).exists()) and not supervisor.asked
     wait = CAUSE_SECONDS if job.nodes > 1 and not requested else 0.0
     deadline = time.monotonic() + wait
     while (first is None or first.weight > 0) and time.monotonic() < deadline:
@@ -92,19 +99,16 @@ def failed(job: Job, supervisor: Supervisor, outcome: Outcome, environ: Mapping[
         first = failures.first(supervisor.failures())
     if requested and (first is None or first.weight > 0):
         return end(recorder, "FAILED", STOPPED_CODE, _stopped(job))
+    if first is not None and (first.type in (failures.HANG, failures.STUCK) or first.weight >= 2) and job.nodes > 1:
+        if recorder.node_rank > 0:
+            return _after_node_0(recorder, str(first))
+        if first.weight >= 2 and (lost := _lost(supervisor)):
+            return _node_lost(job, supervisor, environ, lost, str(first))
     if first is not None and first.type in (failures.HANG, failures.STUCK):
-        hosts = [first.host] if first.type == failures.STUCK and first.host else []
-        return _bad_nodes(job, supervisor, environ, hosts, str(first))
-    if job.nodes > 1 and first is not None and first.weight == 3 and (lost := _lost(supervisor)):
-        if recorder.node_rank == 0 and job.max_attempts is not None and (environ or {}).get("SLURM_JOB_ID"):
-            # Slurm 22.05 forgets the gres of a job that is requeued before it has noticed the node's end, and then
-            # cannot start it; left alone, it notices (SlurmdTimeout) and requeues the job itself
-            attempts.blame(job, lost)
-            end(recorder, "REQUEUED", 1, f"node {', '.join(lost)} was lost ({first}); Slurm starts it again")
-            _wait_for_slurm(lambda: supervisor.signals.received is not None)
-            if supervisor.signals.received is not None:
-                return STOPPED_CODE
-        return _bad_nodes(job, supervisor, environ, lost, f"node {', '.join(lost)} was lost ({first})")
+        hosts = [first.host] if first.type == failures.STUCK and first.host and job.nodes > 1 else []
+        if hosts:
+            attempts.blame(job, hosts)
+        return _again(job, supervisor, environ, "NODE_FAIL" if hosts else "FAILED", str(first))
     if first is not None:
         code = 1 if first.code is None else first.code
         return end(recorder, "FAILED", code, str(first))
@@ -134,28 +138,41 @@ def _silent(supervisor: Supervisor) -> list[str]:
     ]
 
 
-def _bad_nodes(
-    job: Job, supervisor: Supervisor, environ: Mapping[str, str] | None, hosts: list[str], reason: str
-) -> int:
-    recorder = supervisor.recorder
-    if recorder.node_rank > 0:
-        # an exit code other than 0 makes srun end node 0, which has to see to the next attempt
-        end(recorder, "FAILED", 1, reason)
-        deadline = time.monotonic() + TOGETHER_SECONDS
-        while recorder.peers().get(0, {}).get("state") == "RUNNING" and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        return 1
-    if hosts and job.nodes > 1:
-        attempts.blame(job, hosts)
-    return _again(job, supervisor, environ or {}, "NODE_FAIL" if hosts else "FAILED", reason)
+def _after_node_0(recorder: Recorder, reason: str) -> int:
+    """The other nodes': say it, and leave only when node 0 has seen to the next attempt. An exit code other than 0
+    makes srun end node 0, and scontrol with it."""
+    end(recorder, "FAILED", 1, reason)
+    deadline = time.monotonic() + LOST_SECONDS + TOGETHER_SECONDS
+    while (state := recorder.peers().get(0, {}).get("state")) == "RUNNING" and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return 0 if state == "REQUEUED" else 1
+
+
+def _node_lost(job: Job, supervisor: Supervisor, environ: Mapping[str, str], lost: list[str], symptom: str) -> int:
+    attempts.blame(job, lost)
+    reason = f"node {', '.join(lost)} was lost ({symptom})"
+
+    def told() -> bool:
+        return supervisor.signals.received is not None
+
+    if _goes_on(job, environ) and not told():
+        # Slurm 22.05 forgets the gres of a job that is requeued before it has noticed the node's end, and then cannot
+        # start it; left alone, it notices (SlurmdTimeout) and requeues the job itself
+        end(supervisor.recorder, "REQUEUED", 1, f"{reason}; Slurm starts it again")
+        _wait_for_slurm(told)
+        if told():
+            return STOPPED_CODE
+    return _again(job, supervisor, environ, "NODE_FAIL", reason)
 
 
 def _again(job: Job, supervisor: Supervisor, environ: Mapping[str, str], state: str, reason: str) -> int:
     """Have Slurm start the job again under its id; where that is not to be had, ``state`` with the line to type."""
     recorder = supervisor.recorder
     number = recorder.attempt - job.first_attempt + 1
-    if job.max_attempts is None or not environ.get("SLURM_JOB_ID"):
-        return end(recorder, state, STOPPED_CODE, reason)
+    if job.max_attempts is None or not requeue.ours(environ):
+        return end(recorder, "FAILED", STOPPED_CODE, reason)
+    if supervisor.signals.received is not None:  # cancelled meanwhile: that is not to be undone
+        return cancelled(job, recorder, environ, supervisor.signals.received)
     go_on = f"go on with: pkuslurm retry {shlex.quote(job.run_id)}"
     if number >= job.max_attempts:
         reason = f"{reason}; resume.max_attempts={job.max_attempts} are used up"

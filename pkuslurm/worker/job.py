@@ -79,8 +79,8 @@ def load(path: Path) -> Job:
         unset=fields.texts("unset"),
         expect=expect,
         cwd=Path(str(value.get("cwd") or run_dir)),
-        max_attempts=resume.get("max_attempts"),
-        hang_minutes=resume.get("hang_minutes"),
+        max_attempts=_Fields(path, resume).count("max_attempts") if "max_attempts" in resume else None,
+        hang_minutes=_Fields(path, resume).number("hang_minutes"),
     )
 
 
@@ -106,6 +106,12 @@ class _Fields:
         if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
             raise PkuslurmError(f"job file {self.path}: {name} must map names to strings")
         return words
+
+    def number(self, name: str) -> float | None:
+        value = self.value.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            raise PkuslurmError(f"job file {self.path}: {name} is {value!r}, must be a number over 0, or null")
+        return value
 
     def count(self, name: str) -> int:
         number = self.value.get(name, 1)

@@ -14,6 +14,11 @@ from collections.abc import Mapping
 SECONDS = 30.0
 
 
+def ours(environ: Mapping[str, str]) -> bool:
+    """Whether this worker is what a Slurm job of ours runs. A local run inside somebody's allocation is not."""
+    return bool(environ.get("SLURM_JOB_ID")) and not environ.get("PKUSLURM_LAUNCHER_PID")
+
+
 def job_id(environ: Mapping[str, str]) -> str | None:
     """As scontrol takes it: an array's element by its number in the array."""
     if array := environ.get("SLURM_ARRAY_JOB_ID"):

@@ -116,6 +116,8 @@ class Recorder:
         value = rundir.read_json(self.path)
         if value is None or value.get("state") != "RUNNING" or value.get("host") != self.host:
             return None
+        if isinstance(value.get("attempt"), int) and value["attempt"] < self.attempt:
+            return None  # it makes room, as it would on another host
         pid, start = value.get("pid"), value.get("pid_start")
         if not isinstance(pid, int) or not isinstance(start, int) or pid == os.getpid():
             return None

@@ -103,7 +103,7 @@ class Hang:
         self.seconds = seconds
         self.clock = clock
         self._seen: tuple[object, object] | None = None
-        self._since = clock()
+        self._since = self._looked = clock()
         self._slowest = 0.0
 
     def look(self) -> str | None:
@@ -111,6 +111,9 @@ class Hang:
         value = rundir.read_json(self.progress) or {}
         seen = (value.get("step"), value.get("phase"))
         now = self.clock()
+        if now - self._looked > 6 * LOOK_SECONDS:
+            self._since += now - self._looked  # we were stopped, too: the job was suspended
+        self._looked = now
         if seen != self._seen:
             if self._seen is not None and self._seen[1] is None and seen[1] is None:
                 self._slowest = max(self._slowest, now - self._since)
@@ -207,8 +210,8 @@ class Supervisor:
 
     def _training(self) -> bool:
         """Whether the first step has begun: before that there is nothing to be saved."""
-        moment = seconds_of((rundir.read_json(self.job.run.progress(self.job.kind)) or {}).get("time"))
-        return moment is not None and self._fresh_time(moment + 1)
+        value = rundir.read_json(self.job.run.progress(self.job.kind)) or {}
+        return value.get("attempt") == self.recorder.attempt
 
     def _due(self) -> bool:
         """Every LOOK_SECONDS; then a hang is noted, too."""

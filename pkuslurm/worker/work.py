@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.worker import attempts, completion, ending, failures, marker, network
+from pkuslurm.worker import attempts, completion, ending, failures, marker, network, requeue
 from pkuslurm.worker.failures import Failure
 from pkuslurm.worker.job import Job, load
 from pkuslurm.worker.processes import Tree, end_with
@@ -92,9 +92,11 @@ def _begin(job: Job, supervisor: Supervisor, environ: Mapping[str, str]) -> int 
     if recorder.node_rank > 0:
         attempts.await_decision(job, recorder, lambda: signals.received is not None or _node_0_has_ended(recorder))
         if signals.received is not None:
-            return ending.cancelled(recorder, signals.received)
+            return ending.cancelled(job, recorder, environ, signals.received)
         if marker.doubt(job.run, job.run_id, job.kind) is None:
             return ending.end(recorder, "COMPLETED", 0, None)
+        if _node_0_has_ended(recorder):
+            return ending.end(recorder, "FAILED", 1, f"node 0 failed: {recorder.peers().get(0, {}).get('reason')}")
         return None
     try:
         decision = attempts.decide(job, recorder, _restarts(environ))
@@ -102,7 +104,7 @@ def _begin(job: Job, supervisor: Supervisor, environ: Mapping[str, str]) -> int 
         return ending.end(recorder, "FAILED", 1, str(error))
     for note in decision.notes:
         ending.say(note)
-    return _finish(job, supervisor, alone=True) if decision.complete else None
+    return _finish(job, supervisor, environ, alone=True) if decision.complete else None
 
 
 def _node_0_has_ended(recorder: Recorder) -> bool:
@@ -111,7 +113,7 @@ def _node_0_has_ended(recorder: Recorder) -> bool:
 
 def _saves(job: Job, environ: Mapping[str, str]) -> bool:
     """Whether a warning or a TERM of Slurm's lets the training save first."""
-    return job.kind == "train" and job.max_attempts is not None and bool(environ.get("SLURM_JOB_ID"))
+    return job.kind == "train" and job.max_attempts is not None and requeue.ours(environ)
 
 
 def _run(job: Job, meeting: Rendezvous, supervisor: Supervisor, environ: Mapping[str, str]) -> int:
@@ -143,15 +145,15 @@ def _run(job: Job, meeting: Rendezvous, supervisor: Supervisor, environ: Mapping
         trouble = supervisor.trouble()
         if trouble is not None and trouble[0] == "FAILED":
             return ending.failed(job, supervisor, replace(outcome, code=None, peer=trouble[1]), environ)
-        return ending.cancelled(recorder, outcome.cancelled)
+        return ending.cancelled(job, recorder, environ, outcome.cancelled)
     if outcome.cancelled_by is not None:
         return ending.end(recorder, "CANCELLED", 143, outcome.cancelled_by)
     if outcome.code != 0:
         return ending.failed(job, supervisor, outcome, environ)
-    return _finish(job, supervisor)
+    return _finish(job, supervisor, environ)
 
 
-def _finish(job: Job, supervisor: Supervisor, alone: bool = False) -> int:
+def _finish(job: Job, supervisor: Supervisor, environ: Mapping[str, str], alone: bool = False) -> int:
     """The command ended well on this node: node 0 checks what came of it and writes the marker.
 
     ``alone``: nothing was left to be done, and the other nodes wait to see the marker.
@@ -166,9 +168,9 @@ def _finish(job: Job, supervisor: Supervisor, alone: bool = False) -> int:
     deadline = time.monotonic() + PEERS_SECONDS
     while not alone and (waiting := _not_completed(recorder)):
         if supervisor.signals.received is not None:
-            return ending.cancelled(recorder, supervisor.signals.received)
+            return ending.cancelled(job, recorder, environ, supervisor.signals.received)
         if supervisor.trouble() or supervisor.failures():
-            return ending.failed(job, supervisor, Outcome(peer=(supervisor.trouble() or (None, None))[1]))
+            return ending.failed(job, supervisor, Outcome(peer=(supervisor.trouble() or (None, None))[1]), environ)
         if time.monotonic() > deadline:
             nodes = ", ".join(map(str, waiting))
             return ending.end(recorder, "FAILED", 1, f"node {nodes} did not complete within {PEERS_SECONDS:.0f} s")

@@ -93,6 +93,7 @@ def steps(job: dict, total: int, rank: int) -> None:  # type: ignore[type-arg]
             file.write(f"{start['attempt']} {done}\n")
         if rank == 0:
             value = {"step": done, "total_steps": total, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "phase": None}
+            value["attempt"] = start["attempt"]
             part = Path(job["payload"]["progress"] + ".part")
             part.write_text(json.dumps(value), encoding="utf-8")
             part.replace(job["payload"]["progress"])

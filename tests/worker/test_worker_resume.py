@@ -215,7 +215,7 @@ def test_an_older_attempt_makes_room(lab: Lab) -> None:
 
 
 STOPPABLE = """
-open('state/train.progress.json', 'w').write(json.dumps({'step': 3, 'time': time.strftime('%Y-%m-%dT%H:%M:%S%z')}))
+open('state/train.progress.json', 'w').write(json.dumps({'step': 3, 'attempt': 1}))
 while not os.path.exists('state/train.stop'): time.sleep(0.05)
 os.makedirs('adapter/checkpoint-16'); sys.exit(75)
 """
@@ -265,6 +265,10 @@ def test_what_is_a_hang(tmp_path: Path) -> None:
     watch = Hang(file, 60, lambda: clock[0])
 
     def look(at: float, **value: Any) -> str | None:
+        """Every 20 seconds until ``at``, as the supervisor does every five."""
+        while clock[0] < at - 20:
+            clock[0] += 20
+            watch.look()
         clock[0] = at
         if value:
             file.write_text(json.dumps(value), encoding="utf-8")
@@ -276,8 +280,11 @@ def test_what_is_a_hang(tmp_path: Path) -> None:
     assert look(62, step=2, phase=None) is None, "a step of 62 seconds: now ten times that is waited for"
     assert look(62 + 600) is None
     assert look(62 + 621) == "no step for 10.3 minutes; the last one was 2"
-    for phase in ("saving", "evaluating", "ending"):
-        assert look(1000, step=3, phase=phase) is None
-        assert look(9000) is None
-        clock[0] = 0
-    assert look(9000, step=4, phase=None) is None
+    for number, phase in enumerate(("saving", "evaluating", "ending")):
+        assert look(1000 + 5000 * number, step=3, phase=phase) is None
+        assert look(5000 + 5000 * number) is None
+    assert look(16000, step=4, phase=None) is None
+    clock[0] += 5000  # the job was suspended, and this watch with it
+    assert watch.look() is None
+    assert look(clock[0] + 600) is None
+    assert look(clock[0] + 60) is not None
