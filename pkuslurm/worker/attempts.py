@@ -46,8 +46,8 @@ def newer(job: Job, attempt: int) -> int | None:
     return found if isinstance(found, int) and found > attempt else None
 
 
-def decide(job: Job, recorder: Recorder, restarts: int) -> Decision:
-    """Node 0's: take over, look at what is there, write the decision down.
+def decide(job: Job, recorder: Recorder, restarts: int, make_room: bool = False) -> Decision:
+    """Node 0's: take over, look at what is there, write the decision down. ``make_room``: of ``others_at_work``.
 
     Raises Refused where it has been tried often enough, or what it would go on from is no longer what it was;
     PkuslurmError and OSError where the run directory cannot be written.
@@ -56,7 +56,8 @@ def decide(job: Job, recorder: Recorder, restarts: int) -> Decision:
     history = [one for one in known.get("history") or [] if isinstance(one, dict) and type(one.get("attempt")) is int]
     value = known | {"attempt": recorder.attempt, "job_id": recorder.job_id, "decided": False, "history": history}
     save(job.run.attempt(job.kind), value)  # from here on an older attempt stops
-    _wait_for_the_old(job, recorder)
+    if make_room:
+        time.sleep(2 * FENCE_SECONDS)
     if job.max_attempts is not None and restarts + 1 > job.max_attempts:
         raise Refused(f"resume.max_attempts={job.max_attempts} are used up; `pkuslurm retry` tries as often again")
     decision = _train(job, value) if job.kind == "train" and job.max_attempts is not None else Decision()
@@ -95,16 +96,14 @@ def blame(job: Job, hosts: list[str]) -> None:
     save(job.run.attempt(job.kind), value)
 
 
-def _wait_for_the_old(job: Job, recorder: Recorder) -> None:
-    """Give nodes that still are at an earlier attempt the time to notice; the dead ones among them never say so."""
-    deadline = time.monotonic() + 2 * FENCE_SECONDS
-    while time.monotonic() < deadline and any(_at_work(value, recorder) for value in _states(job)):
-        time.sleep(0.5)
+def others_at_work(job: Job, recorder: Recorder) -> bool:
+    """Whether an earlier attempt may still run somewhere: its nodes never said that they ended. Nor do dead ones.
 
-
-def _states(job: Job) -> list[dict[str, Any]]:
+    To be asked before this attempt's first word, which takes the place of theirs.
+    """
     files = [job.run.state(job.kind), *job.run.state(job.kind).parent.glob(f"{job.kind}.*.json")]
-    return [value for file in files if (value := rundir.read_json(file)) and "node_rank" in value]
+    states = [value for file in files if (value := rundir.read_json(file)) and "node_rank" in value]
+    return any(_at_work(value, recorder) for value in states)
 
 
 def _at_work(value: dict[str, Any], recorder: Recorder) -> bool:

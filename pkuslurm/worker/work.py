@@ -75,9 +75,10 @@ def _work(job_file: Path, environ: Mapping[str, str], signals: Signals) -> int:
         if newer := attempts.newer(job, attempt):
             return ending.fenced(recorder, newer)
         _clear_leftovers(job, recorder)
+        make_room = attempts.others_at_work(job, recorder)
         recorder.write("RUNNING")
         supervisor = Supervisor(job, recorder, signals, _log(environ, job, recorder), saves=_saves(job, environ))
-        begun = _begin(job, supervisor, environ)
+        begun = _begin(job, supervisor, environ, make_room)
         return _run(job, meeting, supervisor, environ) if begun is None else begun
     except (PkuslurmError, OSError) as error:
         # also a full disk may have room again for this line, now that the command is gone
@@ -86,7 +87,7 @@ def _work(job_file: Path, environ: Mapping[str, str], signals: Signals) -> int:
         return 1
 
 
-def _begin(job: Job, supervisor: Supervisor, environ: Mapping[str, str]) -> int | None:
+def _begin(job: Job, supervisor: Supervisor, environ: Mapping[str, str], make_room: bool) -> int | None:
     """Agree with the other nodes on where this attempt starts; an exit code where it does not start."""
     recorder, signals = supervisor.recorder, supervisor.signals
     if recorder.node_rank > 0:
@@ -99,7 +100,7 @@ def _begin(job: Job, supervisor: Supervisor, environ: Mapping[str, str]) -> int 
             return ending.end(recorder, "FAILED", 1, f"node 0 failed: {recorder.peers().get(0, {}).get('reason')}")
         return None
     try:
-        decision = attempts.decide(job, recorder, _restarts(environ))
+        decision = attempts.decide(job, recorder, _restarts(environ), make_room)
     except attempts.Refused as error:
         return ending.end(recorder, "FAILED", 1, str(error))
     for note in decision.notes:
