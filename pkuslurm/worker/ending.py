@@ -54,9 +54,13 @@ def _goes_on(job: Job, environ: Mapping[str, str]) -> bool:
 
 
 def fenced(recorder: Recorder, newer: int) -> int:
-    """Another attempt has taken over: nothing more is written."""
+    """Another attempt has taken over: nothing more is written.
+
+    Not an error: once its cable is back, this attempt's srun would end the step of that name, which now is the newer
+    attempt's.
+    """
     say(f"attempt {newer} has taken over from this one, attempt {recorder.attempt} on {recorder.host}, which ends")
-    return 1
+    return 0
 
 
 def incomplete(job: Job, recorder: Recorder, error: completion.Incomplete) -> int:

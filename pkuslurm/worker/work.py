@@ -29,8 +29,8 @@ _OUTER_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE"
 def work(job_file: Path, environ: Mapping[str, str]) -> int:
     """Do this node's part of the job; to be called in a process of its own, on its main thread.
 
-    Returns 0 complete (also: was complete already; and on nodes other than 0 after a stop that node 0 goes on from), 1
-    failed or skipped, 75 stopped with a checkpoint, 130 or 143 cancelled by SIGINT or SIGTERM.
+    Returns 0 complete (also: was complete already; a newer attempt has taken over; on other nodes than 0, a stop that
+    node 0 goes on from), 1 failed or skipped, 75 stopped with a checkpoint, 130 or 143 cancelled by SIGINT or SIGTERM.
     Says what went wrong in one line on stderr; never raises for a mistake of the user's or the machine's.
     """
     with Signals().handled() as signals:

@@ -107,7 +107,7 @@ def heal(layout: Layout) -> None:
     for daemon in daemons.daemons(layout):
         resume(layout, daemon)
         start(layout, daemon)
-    wait_for(lambda: all(_back(layout, name) for name in layout.names), 90, "all nodes to be back")
+    wait_for(lambda: all(_back(layout, name) for name in layout.names), 180, "all nodes to be back")
 
 
 def _back(layout: Layout, name: str) -> bool:

@@ -76,7 +76,7 @@ def test_a_cable_that_is_pulled(slurm: Cluster) -> None:
     assert found == sorted(found), "once the second attempt does steps the first does none"
     assert found.count(1) > 80, "it went on long after the cable was pulled"
     assert "attempt 2 has taken over" in (run / "logs" / f"train-{jobs_of(run)['train']['job_id']}_0.log").read_text()
-    faults.heal(slurm.layout)
+    faults.link_up(slurm.layout, head)  # its srun speaks to Slurm again
     assert states(ended(slurm, run, seconds=150)) == ALL
     assert attempts(run) == sorted(attempts(run))
 
