@@ -64,7 +64,7 @@ def estimate(folder: Path, train: Mapping[str, Any], nodes: int, nproc: int, acc
         f"{_kind(train)} trains {_count(trainable)} of them",
         f"needs up to about {_gb(memory)} of memory {_where(nodes, nproc, accelerator)}, {_gb(disk)} on disk, "
         f"{_gb(merge)} of memory for the merge",
-        _saving(train, checkpoint),
+        saving(train, checkpoint),
     ]
     if logits > memory / 2 and logits > 4 * GB:
         lines.append(
@@ -167,8 +167,8 @@ def _saved(train: Mapping[str, Any], folder: Path, trainable: int, tuned: float)
     return saved + tokenizer, saved + optimizer + tokenizer, kept
 
 
-def _saving(train: Mapping[str, Any], checkpoint: float) -> str:
-    """How often, how many are kept, and what a stop would lose."""
+def saving(train: Mapping[str, Any], checkpoint: float | None = None) -> str:
+    """How often, how large (bytes; None: not known yet), how many are kept; or what a stop would lose."""
     if train.get("save_only_model"):
         return "train.save_only_model=true: its checkpoints lack the optimizer, a training that is cut off starts anew"
     strategy = train.get("save_strategy", "steps")
@@ -176,7 +176,8 @@ def _saving(train: Mapping[str, Any], checkpoint: float) -> str:
         return "train.save_strategy=no: no checkpoints, a training that is cut off starts anew"
     limit = train.get("save_total_limit")
     often = f"every {train.get('save_steps', 500)} steps" if strategy == "steps" else f"every {strategy}"
-    return f"a checkpoint {often} ({_gb(checkpoint)}), {f'the last {limit}' if limit else 'all'} kept"
+    size = "" if checkpoint is None else f" ({_gb(checkpoint)})"
+    return f"a checkpoint {often}{size}, {f'the last {limit}' if limit else 'all'} kept"
 
 
 def _zero(train: Mapping[str, Any]) -> int:

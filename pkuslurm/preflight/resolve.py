@@ -22,7 +22,7 @@ from pkuslurm.payload.steps import count, step_lines
 from pkuslurm.plan.inputs import Inputs, Prompt
 from pkuslurm.plan.resources import cluster_for
 from pkuslurm.preflight.datasets import Found, find_dataset
-from pkuslurm.preflight.estimate import estimate
+from pkuslurm.preflight.estimate import estimate, saving
 from pkuslurm.preflight.llamafactory import check_deepspeed, look
 from pkuslurm.preflight.models import check_model, find_model, where_looked
 from pkuslurm.preflight.nearest import nearest_to
@@ -123,7 +123,10 @@ def _model_facts(config: Config, model: str, template: Template, said: _Notes) -
     said.facts.append(("model", f"{config.model.make or model}, template {template.name}{told}"))
     cluster = cluster_for(config, "train")
     found = estimate(Path(model), config.train, config.nodes, cluster.nproc_per_node or 1, cluster.accelerator)
-    if found is None or "train" not in config.pipeline.jobs:
+    if "train" not in config.pipeline.jobs:
+        return 0
+    if found is None:  # a model that is yet to be made, or fetched
+        said.facts.append(("", saving(config.train)))
         return 0
     said.facts.extend(("", line) for line in found.lines)
     return found.disk_run
