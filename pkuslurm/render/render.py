@@ -18,6 +18,7 @@ from pkuslurm.plan.resources import cluster_for
 from pkuslurm.render.accelerators import ACCELERATORS, COMMON_ENV, UNSET
 from pkuslurm.render.llamafactory import merge_args, to_yaml, train_args
 from pkuslurm.rundir import RunDir
+from pkuslurm.slurm import parse
 
 SCHEMA_VERSION = 1
 # The model's name in the cache: the number goes up when the recipe in payload/tiny_model.py changes.
@@ -103,11 +104,17 @@ def _submission(plan: RunPlan, job: JobSpec, run: RunDir, own_python: str) -> di
         "request": {
             "options": job.request.options,
             "setup": list(job.request.setup),
-            "signal_seconds": plan.config.resume.signal_seconds,
+            "signal_seconds": _signal_seconds(plan.config.resume.signal_seconds, job.request.options.get("time")),
             "pack": plan.config.cluster.pack,
             "umask": "027" if plan.config.access == "group" else "077",
         },
     }
+
+
+def _signal_seconds(seconds: int, limit: object) -> int:
+    """A warning that would come before the job has begun leaves a quarter of its time limit instead."""
+    minutes = parse.minutes(str(limit)) if limit is not None else None
+    return seconds if not minutes or seconds < minutes * 60 else minutes * 15
 
 
 def job_command(kind: str, run: RunDir, nodes: int, nproc: int, python: str, own_python: str) -> list[str]:

@@ -108,3 +108,18 @@ def test_a_dry_run_writes_nothing_and_starts_nothing(
 def test_a_dry_run_still_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dry_run=true", "nodez=2"]) == 2
     assert capsys.readouterr().err.startswith("pkuslurm: nodez: no such key")
+
+
+@pytest.mark.parametrize(
+    ("given", "signal"),
+    [
+        (["cluster.time=2:00:00"], "USR2@120"),
+        (["cluster.time=2"], "USR2@30"),
+        (["cluster.time=1", "resume.signal_seconds=50"], "USR2@50"),
+        ([], "USR2@120"),
+    ],
+)
+def test_a_warning_leaves_time_for_the_job_itself(
+    given: list[str], signal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"#SBATCH --signal={signal}\n" in dry_run(["cluster=ascend", "model=tiny", *given], capsys)
