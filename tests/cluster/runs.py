@@ -21,9 +21,9 @@ Done = subprocess.CompletedProcess[str]
 def standin(slurm: Cluster) -> str:
     """The stand-in for the python with LLaMA-Factory, where every user can run it."""
     program = slurm.shared("common") / "standin"
-    if not program.exists():
-        text = Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
-        program.write_text(f"#!{slurm.python}\n{text}", encoding="utf-8")
+    text = f"#!{slurm.python}\n" + Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
+    if not program.exists() or program.read_text(encoding="utf-8") != text:  # a cluster may outlive an edit
+        program.write_text(text, encoding="utf-8")
         program.chmod(0o755)
     return str(program)
 
