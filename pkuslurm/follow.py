@@ -14,11 +14,10 @@ from pkuslurm.read.rules import ENDED
 from pkuslurm.read.text import safe
 from pkuslurm.rundir import RunDir, read_json
 from pkuslurm.submit import queue
+from pkuslurm.worker import checkpoints
 
 # so many looks in a row at which nothing is told, before it is given up: a controller may be away for a while
 MOST_UNKNOWN = 20
-
-
 # of a job that was cut off, which another attempt can go on with
 CUT_OFF = ("TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
@@ -43,7 +42,7 @@ def follow(run: RunDir, seconds: float, retry: Callable[[RunDir], None] | None =
                     print(f"{job.kind:<8} {job.state}{why}", file=sys.stderr, flush=True)
         queue.lift(run, now)
         if all(job.state in (*ENDED, "PREEMPTED") for job in now.jobs):
-            train, step = now.job("train"), _step(run)
+            train, step = now.job("train"), checkpoints.last_step(run.adapter)
             if retry and train and train.state in CUT_OFF and train.attempt < _most(run) and step > reached:
                 reached = step
                 retry(run)
@@ -53,12 +52,6 @@ def follow(run: RunDir, seconds: float, retry: Callable[[RunDir], None] | None =
         if unknown > MOST_UNKNOWN:
             raise PkuslurmError(f"{run.run_id}: nothing is known of its jobs any more; see `pkuslurm status`")
         _pause(run, seconds)
-
-
-def _step(run: RunDir) -> int:
-    """The newest checkpoint's."""
-    names = [path.name.removeprefix("checkpoint-") for path in run.adapter.glob("checkpoint-*")]
-    return max([0, *(int(name) for name in names if name.isdecimal())])
 
 
 def _most(run: RunDir) -> int:

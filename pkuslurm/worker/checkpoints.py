@@ -49,6 +49,11 @@ def found(adapter: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), path) for match, path in named if match]
 
 
+def last_step(adapter: Path) -> int:
+    """The newest one's, sound or not; 0 without any."""
+    return max((step for step, _ in found(adapter)), default=0)
+
+
 def check(folder: Path, step: int, weights: str, ranks: int) -> Checkpoint:
     """Raises completion.Incomplete with what is missing or torn."""
     state: dict[str, Any] | None = read_json(folder / "trainer_state.json")

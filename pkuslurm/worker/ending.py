@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pkuslurm import rundir
-from pkuslurm.worker import attempts, completion, failures, requeue
+from pkuslurm.worker import attempts, checkpoints, completion, failures, requeue
 from pkuslurm.worker.failures import describe
 from pkuslurm.worker.job import Job
 from pkuslurm.worker.state import Recorder
@@ -39,7 +39,7 @@ def end(recorder: Recorder, state: str, code: int | None, reason: str | None) ->
 
 def cancelled(job: Job, recorder: Recorder, environ: Mapping[str, str], number: int, more: str = "") -> int:
     """By a signal: somebody's wish, or a preemption, after which Slurm starts the job again by itself."""
-    if number == signal.SIGTERM and _goes_on(job, environ) and requeue.preempted(environ):
+    if number == signal.SIGTERM and goes_on(job, environ) and requeue.preempted(environ):
         # a job that ends by itself in the time of grace would not be started again
         end(recorder, "REQUEUED", STOPPED_CODE, f"preempted{more}")
         _wait_for_slurm()
@@ -49,7 +49,8 @@ def cancelled(job: Job, recorder: Recorder, environ: Mapping[str, str], number: 
     return code
 
 
-def _goes_on(job: Job, environ: Mapping[str, str]) -> bool:
+def goes_on(job: Job, environ: Mapping[str, str]) -> bool:
+    """Whether Slurm can be asked for a next attempt: not for a job by hand, nor for a local run."""
     return job.max_attempts is not None and requeue.ours(environ)
 
 
@@ -132,14 +133,9 @@ def _lost(supervisor: Supervisor) -> list[str]:
 
 
 def _silent(supervisor: Supervisor) -> list[str]:
-    job, recorder = supervisor.job, supervisor.recorder
     spoken = {failure.host for failure in supervisor.failures() if failure.host}
-    peers = recorder.peers().values()
-    return [
-        str(value.get("host"))
-        for value in peers
-        if value.get("state") == "RUNNING" and value.get("host") not in spoken and job.nodes > 1
-    ]
+    running = [value for value in supervisor.recorder.peers().values() if value.get("state") == "RUNNING"]
+    return [str(value.get("host")) for value in running if value.get("host") not in spoken]
 
 
 def _after_node_0(recorder: Recorder, reason: str) -> int:
@@ -159,7 +155,7 @@ def _node_lost(job: Job, supervisor: Supervisor, environ: Mapping[str, str], los
     def told() -> bool:
         return supervisor.signals.received is not None
 
-    if _goes_on(job, environ) and not told():
+    if goes_on(job, environ) and not told():
         # Slurm 22.05 forgets the gres of a job that is requeued before it has noticed the node's end, and then cannot
         # start it; left alone, it notices (SlurmdTimeout) and requeues the job itself
         end(supervisor.recorder, "REQUEUED", 1, f"{reason}; Slurm starts it again")
@@ -173,7 +169,7 @@ def _again(job: Job, supervisor: Supervisor, environ: Mapping[str, str], state: 
     """Have Slurm start the job again under its id; where that is not to be had, ``state`` with the line to type."""
     recorder = supervisor.recorder
     number = recorder.attempt - job.first_attempt + 1
-    if job.max_attempts is None or not requeue.ours(environ):
+    if job.max_attempts is None or not goes_on(job, environ):
         return end(recorder, "FAILED", STOPPED_CODE, reason)
     if supervisor.signals.received is not None:  # cancelled meanwhile: that is not to be undone
         return cancelled(job, recorder, environ, supervisor.signals.received)
@@ -202,13 +198,9 @@ def _stopped(job: Job) -> str:
 
 def last_step(job: Job) -> int:
     """From the newest checkpoint or the progress file."""
-    steps = [0]
-    with suppress(TypeError, ValueError):
-        steps.append(int((rundir.read_json(job.run.progress(job.kind)) or {}).get("step", 0)))
-    for path in Path(str(job.expect.get("dir") or job.run.adapter)).glob("checkpoint-*"):
-        with suppress(ValueError):
-            steps.append(int(path.name.removeprefix("checkpoint-")))
-    return max(steps)
+    step = (rundir.read_json(job.run.progress(job.kind)) or {}).get("step")
+    saved_at = checkpoints.last_step(Path(str(job.expect.get("dir") or job.run.adapter)))
+    return max(saved_at, step if isinstance(step, int) else 0)
 
 
 def say(line: str) -> None:

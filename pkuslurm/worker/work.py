@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.worker import attempts, completion, ending, failures, marker, network, requeue
+from pkuslurm.worker import attempts, completion, ending, failures, marker, network
 from pkuslurm.worker.failures import Failure
 from pkuslurm.worker.job import Job, load
 from pkuslurm.worker.processes import Tree, end_with
@@ -114,7 +114,7 @@ def _node_0_has_ended(recorder: Recorder) -> bool:
 
 def _saves(job: Job, environ: Mapping[str, str]) -> bool:
     """Whether a warning or a TERM of Slurm's lets the training save first."""
-    return job.kind == "train" and job.max_attempts is not None and requeue.ours(environ)
+    return job.kind == "train" and ending.goes_on(job, environ)
 
 
 def _run(job: Job, meeting: Rendezvous, supervisor: Supervisor, environ: Mapping[str, str]) -> int:
