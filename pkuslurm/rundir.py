@@ -12,17 +12,39 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("prepare", "train", "merge", "infer", "report", "serve")
+# In a sweep's directory: what points have in common, and in each point's a link to its share of it.
+SHARED = "shared"
+# the number of a point, where a text is meant for all of them
+ANY_POINT = "@POINT@"
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The layout of one run's directory. Names only: making or reading nothing."""
+    """The layout of one run's directory. Names only: making or reading nothing.
+
+    A sweep's point is a run, too, in <sweep>/<n>. What its points share (prepare: the tokenized data) is done in
+    <sweep>/shared/<k>, a run of that one job; a point's ``shared`` is a link to it.
+    """
 
     path: Path
 
     @property
+    def is_point(self) -> bool:
+        """Whether it is one of a sweep's; a run's own id begins with a date, a time and a label."""
+        return (self.path.name.isdecimal() or self.path.name == ANY_POINT) and self.path.parent.name != SHARED
+
+    @property
     def run_id(self) -> str:
-        return self.path.name
+        """``<run_id>``; of a point ``<sweep_id>/<n>``; of what points share ``<sweep_id>/shared``."""
+        if self.path.name == SHARED:  # as a point calls it
+            return f"{self.path.parent.parent.name}/{SHARED}"
+        if self.path.parent.name == SHARED:
+            return f"{self.path.parent.parent.name}/{SHARED}"
+        return f"{self.path.parent.name}/{self.path.name}" if self.is_point else self.path.name
+
+    def home(self, kind: str) -> RunDir:
+        """The run in which job ``kind`` is done."""
+        return RunDir(self.path / SHARED) if kind == "prepare" and self.is_point else self
 
     @property
     def run_json(self) -> Path:
@@ -47,11 +69,11 @@ class RunDir:
     @property
     def dataset(self) -> Path:
         """The rows as UTF-8, where the user's file is in another encoding."""
-        return self.path / "dataset.jsonl"
+        return self.home("prepare").path / "dataset.jsonl"
 
     @property
     def data(self) -> Path:
-        return self.path / "data"
+        return self.home("prepare").path / "data"
 
     @property
     def adapter(self) -> Path:
@@ -78,32 +100,32 @@ class RunDir:
         return self.path / "state" / "failures"
 
     def job(self, kind: str) -> Path:
-        return self.path / "jobs" / f"{kind}.json"
+        return self.home(kind).path / "jobs" / f"{kind}.json"
 
     def log(self, kind: str, job_id: str, node_rank: int) -> Path:
-        return self.logs / f"{kind}-{job_id}_{node_rank}.log"
+        return self.home(kind).logs / f"{kind}-{job_id}_{node_rank}.log"
 
     def state(self, kind: str, node_rank: int = 0) -> Path:
         """Node rank 0 speaks for the job; the others write beside it."""
-        return self.path / "state" / (f"{kind}.json" if node_rank == 0 else f"{kind}.{node_rank}.json")
+        return self.home(kind).path / "state" / (f"{kind}.json" if node_rank == 0 else f"{kind}.{node_rank}.json")
 
     def attempt(self, kind: str) -> Path:
         """Which attempt may write, from where it started, and what is remembered of those before."""
-        return self.path / "state" / f"{kind}.attempt.json"
+        return self.home(kind).path / "state" / f"{kind}.attempt.json"
 
     def progress(self, kind: str) -> Path:
-        return self.path / "state" / f"{kind}.progress.json"
+        return self.home(kind).path / "state" / f"{kind}.progress.json"
 
     def stop(self, kind: str) -> Path:
         """Touched to ask the trainer to stop at the next step."""
-        return self.path / "state" / f"{kind}.stop"
+        return self.home(kind).path / "state" / f"{kind}.stop"
 
     def done(self, kind: str) -> Path:
-        return self.path / "done" / f"{kind}.json"
+        return self.home(kind).path / "done" / f"{kind}.json"
 
     def result(self, kind: str) -> Path:
         """What a payload found out: rows, losses, comparisons; for people and for the report."""
-        return self.path / "results" / f"{kind}.json"
+        return self.home(kind).path / "results" / f"{kind}.json"
 
 
 def write_text(path: Path, text: str) -> None:

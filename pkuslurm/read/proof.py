@@ -23,6 +23,8 @@ def marker_of(
 
     ``pruned``: what was taken away on purpose, as pruned.read gives it; what is missing there is no doubt.
     """
+    if run.home(kind) != run:
+        run, run_id, pruned = run.home(kind), run.home(kind).run_id, None
     name = f"done/{kind}.json"
     try:
         run.done(kind).lstat()

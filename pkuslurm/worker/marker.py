@@ -55,6 +55,8 @@ def doubt(run: RunDir, run_id: str, kind: str) -> str | None:
 
     Files over ``HASHED_UP_TO`` bytes are compared by size only.
     """
+    if run.home(kind) != run:
+        run, run_id = run.home(kind), run.home(kind).run_id
     # on NFS a listing looks again for what another node has just written
     try:
         os.listdir(run.done(kind).parent)

@@ -1,0 +1,121 @@
+"""A sweep's directory: every file name in it, and what it knows of the jobs of its points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pkuslurm.rundir import SHARED, RunDir, read_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """Names only, as RunDir: making or reading nothing."""
+
+    path: Path
+
+    @property
+    def sweep_id(self) -> str:
+        return self.path.name
+
+    @property
+    def sweep_json(self) -> Path:
+        return self.path / "sweep.json"
+
+    @property
+    def leaderboard(self) -> Path:
+        return self.path / "leaderboard.csv"
+
+    @property
+    def own(self) -> RunDir:
+        """The sweep as a run of its own job, the report over all points."""
+        return RunDir(self.path)
+
+    def point(self, number: int) -> RunDir:
+        return RunDir(self.path / str(number))
+
+    def shared(self, number: int) -> RunDir:
+        """What some or all points have in common: a run of the prepare job alone."""
+        return RunDir(self.path / SHARED / str(number))
+
+    def texts(self, family: int) -> Path:
+        """The files of points that are composed alike, for any point; each point's run.json has what differs."""
+        return self.path / SHARED / f"texts-{family}.json"
+
+    def table(self, group: str) -> Path:
+        """Which directory an array's element works in: one name a line, below the sweep."""
+        return self.path / SHARED / f"group-{group}.txt"
+
+
+def is_sweep(path: Path) -> bool:
+    return (path / "sweep.json").is_file()
+
+
+def sweep_of(run: RunDir) -> SweepDir | None:
+    """The sweep that ``run`` is a point of, or is shared in."""
+    if run.path.parent.name == SHARED:
+        return SweepDir(run.path.parent.parent)
+    return SweepDir(run.path.parent) if run.is_point else None
+
+
+def document(run: RunDir, sweep: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """run.json as it stands; of a point with what its sweep has submitted for it. None: it cannot be read.
+
+    ``sweep``: sweep.json, where the caller has it already.
+    """
+    value = read_json(run.run_json)
+    home = sweep_of(run)
+    if value is None or home is None:
+        return value
+    if sweep is None:
+        sweep = read_json(home.sweep_json)
+    return value if sweep is None else with_sweep(value, run, home, sweep)
+
+
+def with_sweep(value: dict[str, Any], run: RunDir, home: SweepDir, sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's (or a share's) run.json ``value`` with the ids of its elements in the arrays of its sweep.
+
+    An entry that was submitted by itself later than an array (``after_group``) keeps what it says.
+    """
+    jobs = value.get("jobs")
+    entries: dict[str, Any] = jobs if isinstance(jobs, dict) else {}
+    own = set(entries)
+    if run.is_point and "prepare" in entries:
+        own.remove("prepare")
+        shared = document(home.shared(share_of(run, sweep)), sweep) or {}
+        entries["prepare"] = (shared.get("jobs") or {}).get("prepare") or entries["prepare"]
+    _from_groups(entries, own, str(run.path.relative_to(home.path)), sweep)
+    if value.get("launcher") is None and not any(_job_id(entries[kind]) for kind in own):
+        value["launcher"] = sweep.get("launcher")  # it has not begun: whoever runs the sweep will begin it
+    value["cancelled"] = value.get("cancelled") or sweep.get("cancelled")
+    return value
+
+
+def share_of(run: RunDir, sweep: Mapping[str, Any]) -> int:
+    """Which of the sweep's shares ``run``, a point, uses."""
+    points = sweep.get("points")
+    number = int(run.path.name) if run.path.name.isdecimal() else 0
+    point = points[number] if isinstance(points, list) and number < len(points) else None
+    shared = point.get("shared") if isinstance(point, dict) else None
+    return shared if isinstance(shared, int) else 0
+
+
+def _from_groups(entries: dict[str, Any], kinds: set[str], name: str, sweep: Mapping[str, Any]) -> None:
+    groups = sweep.get("groups")
+    for number, group in enumerate(groups if isinstance(groups, list) else ()):
+        if not isinstance(group, dict) or name not in (members := group.get("members") or ()):
+            continue
+        index = members.index(name)
+        for kind, job in (group.get("jobs") or {}).items():
+            entry = entries.get(kind)
+            if kind in kinds and isinstance(entry, dict) and number > entry.get("after_group", -1):
+                job_id = job.get("job_id")
+                entry.update(job_id=f"{job_id}_{index}" if job_id else None, key=job.get("key"), asked=job.get("asked"))
+
+
+def _job_id(entry: object) -> object:
+    return entry.get("job_id") if isinstance(entry, dict) else None
