@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pkuslurm",
         description="What you do with runs that exist. `pkuslurm launch` starts one.",
-        epilog="RUN: an id, the beginning of one, a path, or nothing for the newest.",
+        epilog="RUN: an id, the beginning of one, a path, or nothing for the newest; a point of a sweep: SWEEP/3.",
     )
     parser.add_argument("--version", action="version", version=f"pkuslurm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -112,6 +112,9 @@ def _logs(one: argparse.ArgumentParser) -> None:
 def _report(one: argparse.ArgumentParser) -> None:
     text = "a copy without user names, host names and paths (default: report-export.html in the run's folder)"
     one.add_argument("--export", nargs="?", const="", metavar="FILE.html", help=text)
+    one.add_argument("--best", action="store_true", help="of a sweep: print the best point's merged model")
+    # what the sweep's own last job adds: sweep.keep_merged
+    one.add_argument("--last", action="store_true", help=argparse.SUPPRESS)
 
 
 def _again(one: argparse.ArgumentParser) -> None:

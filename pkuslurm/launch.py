@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pkuslurm import early  # noqa: F401  # before the slow imports
-from pkuslurm.compose import Composed, compose, groups, show
+from pkuslurm.compose import Composed, compose, compose_sweep, groups, show
 from pkuslurm.config.built import check_built
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.guard import guarded
@@ -39,6 +39,7 @@ Fine-tunes a model, merges it, asks it, reports. Without a word: a tiny model th
   python -m pkuslurm.launch train.learning_rate=5e-5 train.num_train_epochs=5
   python -m pkuslurm.launch dry_run=true                                   prints everything, does nothing
 
+  -m                   a sweep, one run for each combination: -m train.learning_rate=1e-5,5e-5 train.lora_rank=8,16
   --cfg job            the composed configuration
   --config-dir DIR     further presets, in folders named as the groups below
   -h, --help           this
@@ -61,7 +62,11 @@ def _main(argv: Sequence[str]) -> int:
         print(f"Every key with its meaning: {CONF / 'config.yaml'}")
         return 0
     if "multirun" in options:
-        raise PkuslurmError("-m: sweeps are not yet built; start one run per point")
+        if "cfg" in options:
+            raise PkuslurmError("--cfg job: of one run; leave -m out")
+        from pkuslurm.launch_sweep import launch_sweep
+
+        return launch_sweep(compose_sweep(overrides, directories), overrides, os.environ)
     composed = compose(overrides, directories)
     if "cfg" in options:
         print(composed.yaml, end="")
@@ -131,14 +136,14 @@ def _scripts(steps: RunPlan, files: RunFiles) -> dict[str, str]:
     """What sbatch would be given, with JOB_ID where a parent's id will stand."""
     if steps.config.cluster.executor != "slurm":
         return {}
-    from pkuslurm.submit.slurm import groups, script
+    from pkuslurm.submit.slurm import Submission, groups, script
 
     texts = {}
     for group in groups([files.jobs[kind] for kind in steps.kinds]):
         first = steps.job(group[0]["kind"])
-        texts[" ".join(job["kind"] for job in group)] = script(
-            group, ["JOB_ID"] * len(first.parents), hold=not first.parents
-        )
+        after = ":".join("JOB_ID" for _ in first.parents)
+        submission = Submission(group[0]["key"], group, f"afterok:{after}" if after else "", hold=not after)
+        texts[" ".join(job["kind"] for job in group)] = script(submission)
     return texts
 
 

@@ -54,7 +54,7 @@ class Item:
         return {
             "what": self.what,
             "path": str(self.path),
-            "run_id": self.run.name if self.run else None,
+            "run_id": _name(self.run) if self.run else None,
             "bytes": self.bytes,
             "frees": self.frees,
         }
@@ -69,15 +69,16 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     named = [find.find(run, places) for run in (*arguments.runs, *rest)]
     for path in named:
         find.check(path)
-    runs = list(dict.fromkeys(named)) or find.runs(places)
+    runs = list(dict.fromkeys(point for path in named for point in find.members(path))) if named else find.runs(places)
     candidates, skipped = of_runs(runs, arguments.older or 0.0, arguments.merged)
     if arguments.cache:
         days = CACHE_DAYS if arguments.older is None else arguments.older
         candidates += of_caches(caches(runs, os.environ), max(days * DAY, LIVING_SECONDS), candidates)
     items = measured(candidates)
-    if named and skipped:
-        path, why = next(iter(skipped.items()))
-        raise PkuslurmError(f"prune {path.name}: {why}; only this user's complete runs are pruned")
+    # of a sweep those that are complete, of runs that are named all or none
+    if refused := [path for path in named if path in skipped]:
+        why = skipped[refused[0]]
+        raise PkuslurmError(f"prune {_name(refused[0])}: {why}; only this user's complete runs are pruned")
     failed = remove(items) if arguments.yes else {}
     if arguments.json:
         print(json.dumps(_document(items, skipped, arguments.yes, failed), ensure_ascii=False))
@@ -99,12 +100,29 @@ def of_runs(
         run = RunDir(path)
         steps = [folder for folder in run.adapter.glob("checkpoint-*") if folder.name[11:].isdecimal()]
         found += [("checkpoint", folder, path) for folder in sorted(steps, key=lambda one: int(one.name[11:]))]
-        found += [("tokenized data", run.data, path)] if _proved(run, "prepare") else []
+        # a point's is that of all the points that share it
+        own = run.home("prepare") == run
+        found += [("tokenized data", run.data, path)] if own and _proved(run, "prepare") else []
         found += [("left over", left, path) for pattern in LEFTOVERS for left in sorted(path.glob(pattern))]
         if merged and _proved(run, "merge") and not _why_not_merged(run):
             found.append(("merged model", run.merged, path))
     # a link may lead anywhere: only real folders go
     return [item for item in found if item[1].is_dir() and not item[1].is_symlink()], skipped
+
+
+def of_merged(runs: Iterable[Path]) -> tuple[list[Item], dict[Path, str]]:
+    """The merged models of ``runs`` that can go, and why the others' stay."""
+    known = list(runs)
+    candidates, left = of_runs(known, 0.0, True)
+    items = measured(item for item in candidates if item[0] == "merged model")
+    for path in {*known} - {*left} - {item.run for item in items}:
+        run = RunDir(path)
+        left[path] = (_why_not_merged(run) if _proved(run, "merge") else None) or "nothing proves that it is whole"
+    return items, left
+
+
+def _name(run: Path) -> str:
+    return RunDir(run).run_id
 
 
 def _untouchable(path: Path, days: float) -> str | None:
@@ -239,7 +257,7 @@ def _document(
         "removed": done,
         "bytes": sum(item.frees for item in items if item.path not in failed),
         "items": [item.to_json() | {"error": failed.get(item.path)} for item in items],
-        "kept": [{"run_id": path.name, "path": str(path), "why": why} for path, why in skipped.items()],
+        "kept": [{"run_id": _name(path), "path": str(path), "why": why} for path, why in skipped.items()],
     }
 
 
@@ -251,7 +269,7 @@ def _show(
     shown = [item for item in items if item.frees and item.path not in failed]
     if shown:
         rows = [
-            (item.run.name if item.run else "(cache)", item.what, item.path.name, size(item.bytes), size(item.frees))
+            (_name(item.run) if item.run else "(cache)", item.what, item.path.name, size(item.bytes), size(item.frees))
             for item in shown
         ]
         table(("run", "what", "folder", "size", "frees"), rows, sys.stdout)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import proof, pruned, status
+from pkuslurm.read import proof, pruned
 from pkuslurm.read.closing import closing
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.screen import Screen
+from pkuslurm.submit.attempt_numbers import next_attempt, renumber
 from pkuslurm.submit.local import check_owner, run_jobs
+from pkuslurm.sweepdir import SweepDir, load, sweep_of
+from pkuslurm.sweepdir import document as read_document
 
 
 def retry(run: RunDir) -> int:
     """The command's exit code. Raises PkuslurmError while an old job may still be alive."""
     check_owner(run)
-    document = read_json(run.run_json)
+    document = read_document(run)
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
     kinds = _open_kinds(run, document)
+    if run.is_point and "prepare" in kinds:
+        sweep = run.path.parent.name
+        raise PkuslurmError(f"{run.run_id}: its prepare is done for several points: pkuslurm retry {sweep}")
     if not kinds:
         print(f"{run.run_id}: every job is complete; nothing to do", file=sys.stderr)
         print(run.path)
@@ -33,7 +38,7 @@ def retry(run: RunDir) -> int:
 
 def go_on(run: RunDir) -> None:
     """The same for who follows a run on Slurm: nothing is printed to stdout."""
-    _send_again(run, _open_kinds(run, read_json(run.run_json) or {"jobs": {}}))
+    _send_again(run, _open_kinds(run, read_document(run) or {"jobs": {}}))
 
 
 def _open_kinds(run: RunDir, document: Mapping[str, Any]) -> list[str]:
@@ -43,11 +48,11 @@ def _open_kinds(run: RunDir, document: Mapping[str, Any]) -> list[str]:
 
 
 def _here(run: RunDir, kinds: list[str]) -> int:
-    attempts = {kind: _next_attempt(run, kind) for kind in kinds}
+    attempts = {kind: next_attempt(run, kind) for kind in kinds}
 
     def begin() -> None:
         for kind, attempt in attempts.items():
-            _renumber(run, kind, attempt, None)
+            renumber(run, kind, attempt, None)
 
     code = run_jobs(run, kinds, Screen(run, tuple(kinds)), begin=begin)
     passed = closing(run, sys.stderr)
@@ -76,7 +81,10 @@ def _send_again(run: RunDir, kinds: list[str]) -> None:
         if living and not unsent and not any(jobs[kind].get("held") for kind in kinds):
             names = ", ".join(f"{kind} ({job_id})" for kind, job_id in living.items())
             raise PkuslurmError(f"{run.run_id}: {names} still waits or runs; let it end, or cancel it first")
+        home = sweep_of(run)
         for kind in again:
+            if home is not None:
+                jobs[kind]["after_group"] = by_itself(home, run)
             if jobs[kind].get("job_id") is None and not document.get("cancelled"):
                 continue  # never submitted: it goes under its first key
             renew(run, jobs[kind], kind, packed)
@@ -86,41 +94,22 @@ def _send_again(run: RunDir, kinds: list[str]) -> None:
     print(f"{run.run_id}: submitted {', '.join(again) or 'nothing new'}", file=sys.stderr)
 
 
+def by_itself(home: SweepDir, run: RunDir) -> int:
+    """Say in sweep.json that this point is submitted apart from its group; the number of the last group before that."""
+    sweep = load(home) or {"groups": [], "points": []}
+    for point in sweep["points"]:
+        if str(point["n"]) == run.path.name and not point.get("alone"):
+            point["alone"] = True
+            write_json(home.sweep_json, {name: value for name, value in sweep.items() if name != "groups"})
+    return len(sweep["groups"]) - 1
+
+
 def renew(run: RunDir, entry: dict[str, Any], kind: str, packed: bool = False, attempt: int | None = None) -> None:
     """Give a job that was submitted before its next attempt and key, in run.json's ``entry`` and in its job file."""
-    attempt = attempt or _next_attempt(run, kind)
+    attempt = attempt or next_attempt(run, kind)
     number = len(entry.setdefault("earlier", [])) + 1
     # nothing is lost: also the ids of what went before
     entry["earlier"].append({name: entry.get(name) for name in ("job_id", "key", "first_attempt")})
     key = f"{run.run_id}-{'pack' if packed else kind}-r{number}"
     entry.update(job_id=None, asked=None, held=False, key=key, first_attempt=attempt)
-    _renumber(run, kind, attempt, key)
-
-
-def _without_bad_nodes(run: RunDir, job: dict[str, Any]) -> None:
-    """Keep the next attempt from the nodes that failed under those before."""
-    from pkuslurm.submit.queue import bad_nodes
-
-    if bad := bad_nodes(run, job):
-        options = job["request"]["options"]
-        options["exclude"] = ",".join(dict.fromkeys([*str(options.get("exclude") or "").split(","), *bad])).strip(",")
-
-
-def _next_attempt(run: RunDir, kind: str) -> int:
-    """One more than the last that anything is known of; a job that never began starts as it was planned."""
-    if not run.state(kind).exists():
-        return int((read_json(run.job(kind)) or {}).get("first_attempt", 1))
-    return status.last_attempt(run.path, kind) + 1
-
-
-def _renumber(run: RunDir, kind: str, attempt: int, key: str | None) -> None:
-    job = read_json(run.job(kind))
-    if job is None:
-        raise PkuslurmError(f"{run.job(kind)}: it cannot be read")
-    job["first_attempt"] = attempt
-    if key is not None:
-        job["key"] = key
-        _without_bad_nodes(run, job)
-    write_json(run.job(kind), job)
-    if run.stop(kind).exists():
-        os.unlink(run.stop(kind))
+    renumber(run, kind, attempt, key)

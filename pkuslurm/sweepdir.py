@@ -46,9 +46,17 @@ class SweepDir:
         """The files of points that are composed alike, for any point; each point's run.json has what differs."""
         return self.path / SHARED / f"texts-{family}.json"
 
-    def table(self, group: str) -> Path:
-        """Which directory an array's element works in: one name a line, below the sweep."""
-        return self.path / SHARED / f"group-{group}.txt"
+    @property
+    def groups(self) -> Path:
+        return self.path / "groups"
+
+    def group(self, number: int) -> Path:
+        """What was submitted together: ``members`` (directories below the sweep), and their jobs' keys and ids."""
+        return self.groups / f"{number}.json"
+
+    def table(self, number: int) -> Path:
+        """In which directory each element of the group's arrays works: one a line."""
+        return self.groups / f"{number}.txt"
 
 
 def is_sweep(path: Path) -> bool:
@@ -62,17 +70,27 @@ def sweep_of(run: RunDir) -> SweepDir | None:
     return SweepDir(run.path.parent) if run.is_point else None
 
 
+def load(home: SweepDir) -> dict[str, Any] | None:
+    """sweep.json, with ``groups``: a list of all that was submitted, one after another. None: it cannot be read."""
+    value = read_json(home.sweep_json)
+    if value is not None:
+        value["groups"] = []
+        while (group := read_json(home.group(len(value["groups"])))) is not None:
+            value["groups"].append(group)
+    return value
+
+
 def document(run: RunDir, sweep: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """run.json as it stands; of a point with what its sweep has submitted for it. None: it cannot be read.
 
-    ``sweep``: sweep.json, where the caller has it already.
+    ``sweep``: what ``load`` gives, where the caller has it already.
     """
     value = read_json(run.run_json)
     home = sweep_of(run)
     if value is None or home is None:
         return value
     if sweep is None:
-        sweep = read_json(home.sweep_json)
+        sweep = load(home)
     return value if sweep is None else with_sweep(value, run, home, sweep)
 
 

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pkuslurm import sweep_verbs
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import find, present, status
 from pkuslurm.rundir import KINDS, RunDir, read_json
+from pkuslurm.sweepdir import SweepDir, is_sweep
+from pkuslurm.worker.unpack import unpack
 
 ACTING = ("cancel", "retry", "merge", "infer")
 
@@ -40,6 +43,12 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if verb in ACTING and arguments.run is None and not getattr(arguments, "json", False):
         # the newest may lie in another folder than one thinks
         print(f"newest run: {present.safe(run.path)}", file=sys.stderr)
+    if is_sweep(run.path):
+        return sweep_verbs.main(SweepDir(run.path), arguments)
+    if verb == "report" and (arguments.best or arguments.last):
+        raise PkuslurmError(f"report --best: {run.run_id} is a single run; name a sweep")
+    if verb in ACTING and run.path.stat().st_uid == os.getuid():
+        unpack(run)
     verbs = {"status": _status, "logs": _logs, "cancel": _cancel, "report": _report, "merge": _again, "infer": _again}
     verbs["retry"] = _retry
     return verbs[verb](run, arguments)

@@ -154,11 +154,47 @@ def keys_of(group: str, choice: str | None, roots: Sequence[Path], seen: tuple[P
     content = OmegaConf.to_container(load(file))
     assert isinstance(content, dict)
     keys: dict[str, Path] = {}
-    for entry in content.pop("defaults", None) or []:
-        if isinstance(entry, str) and entry != "_self_" and "/" not in entry:
-            keys |= keys_of(group, entry, roots, (*seen, file))
+    for entry in _same_group(content.pop("defaults", None)):
+        keys |= keys_of(group, entry, roots, (*seen, file))
+    if group == "experiment" and _swept(content):
+        content.pop("hydra")
     whole = "@package _global_" in file.read_text(encoding="utf-8").split("\n", 1)[0]
     return keys | dict.fromkeys(flatten(content, "" if whole else f"{group}."), file)
+
+
+def _same_group(defaults: Any) -> list[str]:
+    return [entry for entry in defaults or [] if isinstance(entry, str) and entry != "_self_" and "/" not in entry]
+
+
+def _swept(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What ``hydra: {sweeper: {params: …}}`` of an experiment says, where nothing else of Hydra's is set."""
+    own = content.get("hydra")
+    sweeper = own.get("sweeper") if isinstance(own, dict) and set(own) <= {"mode", "sweeper"} else None
+    params = sweeper.get("params") if isinstance(sweeper, dict) and set(sweeper) == {"params"} else None
+    return params if isinstance(params, dict) else {}
+
+
+def sweep_of(experiment: str | None, roots: Sequence[Path], seen: tuple[Path, ...] = ()) -> dict[str, tuple[str, Path]]:
+    """``hydra.sweeper.params`` of an experiment: for each key its values as they would be typed, and which file says it."""
+    file = file_of("experiment", experiment, roots)
+    if file is None or file in seen:
+        return {}
+    content = OmegaConf.to_container(load(file))
+    assert isinstance(content, dict)
+    params: dict[str, tuple[str, Path]] = {}
+    for entry in _same_group(content.get("defaults")):
+        params |= sweep_of(entry, roots, (*seen, file))
+    for key, value in _swept(content).items():
+        if isinstance(value, dict | list):
+            right = ",".join(str(item) for item in value) if isinstance(value, list) else "1,2"
+            dotted = f"{key}.{next(iter(value), 'key')}" if isinstance(value, dict) else key
+            raise PkuslurmError(
+                f'hydra.sweeper.params.{key}: values are one text with commas; write {dotted}: "{right}"; '
+                f"it stands in {file}"
+            )
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        params[str(key)] = text, file
+    return params
 
 
 def check_files(choices: Mapping[str, str], roots: Sequence[Path]) -> None:

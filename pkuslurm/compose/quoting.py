@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,6 +43,7 @@ def quote(value: str) -> str:
     return f"'{escaped}'"
 
 
+@lru_cache(4096)
 def parsed(value: str) -> Any:
     """Hydra's override ``key=value``, or None where its grammar refuses the value."""
     try:
@@ -66,28 +68,35 @@ def _is_element(item: str) -> bool:
 
 def _elements(inside: str) -> list[str] | None:
     """The elements between the brackets: split at commas outside quotes and brackets; None where it is no list."""
-    elements, start, quoted, depth = [], 0, "", 0
-    for at, char in enumerate(inside):
+    elements, open_at_end, closed_early = split(inside)
+    if closed_early:
+        return None  # [a-z]+[0-9]: the first bracket was closed before the last
+    if open_at_end:
+        elements = [item.strip() for item in inside.split(",")]
+    if not elements[-1]:
+        elements.pop()
+    # a comma that is escaped is text: Hydra reads it so where it reads the element at all
+    return [item if item[:1] in "'\"" or _is_element(item) else item.replace("\\,", ",") for item in elements]
+
+
+def split(text: str) -> tuple[list[str], bool, bool]:
+    """``text`` at its commas outside quotes and brackets; whether one is left open; whether a ] closes none."""
+    parts, start, quoted, depth, closed_early = [], 0, "", 0, False
+    for at, char in enumerate(text):
         if quoted:
-            if char == quoted and not _escaped(inside, at):
+            if char == quoted and not _escaped(text, at):
                 quoted = ""
-        elif char in "'\"" and not inside[start:at].strip() and _closes(inside, at):
+        elif char in "'\"" and not text[start:at].strip() and _closes(text, at):
             quoted = char
         elif char in _OPENING:
             depth += 1
-        elif char == "]" and depth == 0:
-            return None  # [a-z]+[0-9]: the first bracket was closed before the last
         elif char in _CLOSING:
+            closed_early = closed_early or (char == "]" and depth == 0)
             depth = max(0, depth - 1)
-        elif char == "," and depth == 0 and not _escaped(inside, at):
-            elements.append(inside[start:at].strip())
+        elif char == "," and depth == 0 and not _escaped(text, at):
+            parts.append(text[start:at].strip())
             start = at + 1
-    if depth:
-        elements, start = [item.strip() for item in inside.split(",")], len(inside)
-    if last := inside[start:].strip():
-        elements.append(last)
-    # a comma that is escaped is text: Hydra reads it so where it reads the element at all
-    return [item if item[:1] in "'\"" or _is_element(item) else item.replace("\\,", ",") for item in elements]
+    return [*parts, text[start:].strip()], depth > 0, closed_early
 
 
 def _closes(text: str, at: int) -> bool:

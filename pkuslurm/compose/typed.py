@@ -40,10 +40,10 @@ def as_typed(items: Sequence[str], roots: Sequence[Path], choosing: bool = True)
 
     Not ``choosing``: groups have been chosen before, values alone can be typed.
     """
-    _separate_words(items)
+    separate_words(items)
     typed: dict[str, str] = {}
     for number, item in enumerate(items):
-        name, override = _override(item, roots)
+        name, override = override_of(item, roots)
         if not choosing and name in GROUPS:
             raise PkuslurmError(f"{item}: the groups of this run are chosen; set single keys, or launch a new run")
         if override.startswith("~"):
@@ -72,9 +72,13 @@ def is_open(key: str) -> bool:
     return any(key.startswith(node + ".") for node in OPEN) or key in OPEN[2:]
 
 
-def _separate_words(items: Sequence[str]) -> None:
-    """key = value, in two or three words of the shell."""
+def separate_words(items: Sequence[str]) -> None:
+    """Raise PkuslurmError for key = value, in two or three words of the shell, and for what is not UTF-8."""
     for at, item in enumerate(items):
+        try:
+            item.encode("utf-8")
+        except UnicodeEncodeError:
+            raise PkuslurmError(f"{ascii(item)[1:-1]}: this is not UTF-8; type it in a UTF-8 terminal") from None
         before, after = items[at - 1] if at else "", items[at + 1] if at + 1 < len(items) else ""
         if item.startswith("=") and before:
             value = item[1:] or after
@@ -107,14 +111,23 @@ def _right(key: str, value: str) -> str:
     return f"{known}={value}"
 
 
-def _override(item: str, roots: Sequence[Path]) -> tuple[str, str]:
+def override_of(item: str, roots: Sequence[Path]) -> tuple[str, str]:
     """One word: the key or group that it sets, and the override as Hydra wants it."""
-    try:
-        item.encode("utf-8")
-    except UnicodeEncodeError:
-        raise PkuslurmError(f"{ascii(item)[1:-1]}: this is not UTF-8; type it in a UTF-8 terminal") from None
     if item.startswith("~"):
         return _taken_away(item)
+    name, value = named(item)
+    if name in GROUPS and not value.startswith("{"):
+        return name, f"{name}={_choice(name, value, roots)}"
+    if name in ("model.path", "dataset.path"):
+        value = value.strip()
+    _joined(name, value)
+    _stray_signs(name, value)
+    _lost_digits(name, value)
+    return name, f"{'++' if is_open(name) else ''}{name}={_value(name, value)}"
+
+
+def named(item: str) -> tuple[str, str]:
+    """The key or group that a word sets, and the value as typed. Raises PkuslurmError unless there is such a key."""
     key, equals, value = item.partition("=")
     if item.startswith("-"):
         if equals:
@@ -127,7 +140,7 @@ def _override(item: str, roots: Sequence[Path]) -> tuple[str, str]:
     if not KEY.fullmatch(name):
         _not_a_key(item, name)
     if name in GROUPS and not value.startswith("{"):
-        return name, f"{name}={_choice(name, value, roots)}"
+        return name, value
     if not equals:
         right = f"{name}=…" if hint_of(name) is not None else "key=value"
         raise PkuslurmError(f"{show(item)}: a setting is typed as {right}, without spaces{_guessed(name)}")
@@ -139,12 +152,12 @@ def _override(item: str, roots: Sequence[Path]) -> tuple[str, str]:
         raise PkuslurmError(f"{name}: no such key{nearest_key(name, show(value))}")
     if name in ("train", "merge"):
         raise PkuslurmError(f"{name}={show(value)}: it holds keys of its own; set one of them, {name}.key=value")
-    if name in ("model.path", "dataset.path"):
-        value = value.strip()
-    _joined(name, value)
-    _stray_signs(name, value)
-    _lost_digits(name, value)
-    return name, f"{'++' if is_open(name) else ''}{name}={_value(name, value)}"
+    return name, value
+
+
+def wants_number(name: str) -> bool:
+    """Whether a number is wanted, and nothing else."""
+    return is_number(name) or (name.startswith("train.") and takes_numbers(name.removeprefix("train.")))
 
 
 def _taken_away(item: str) -> tuple[str, str]:
@@ -217,7 +230,7 @@ def _stray_signs(key: str, value: str) -> None:
     plain = value.strip().translate(BRACKETS)
     if value.strip().startswith("［") and "list" in choices_of(hint_of(key)):
         raise PkuslurmError(f"{key}={show(value)}: ［ ］ are full-width; write {_pasted(f'{key}={plain}')}")
-    if not (is_number(key) or (key.startswith("train.") and takes_numbers(key.removeprefix("train.")))):
+    if not wants_number(key):
         return
     found = re.fullmatch(
         r"([-+]?\d[\d.]*(?:[eE][-+]?\d+)?)(\D*)", unicodedata.normalize("NFKC", plain).translate(MINUS)

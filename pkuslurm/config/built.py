@@ -8,11 +8,11 @@ from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 
 # Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = ("serve.", "sweep.", "cluster.meet", "cluster.join_timeout", "container.")
+NOT_YET = ("serve.", "cluster.meet", "cluster.join_timeout", "container.")
 # What only a scheduler can use.
 SCHEDULER = {
     *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),
-    *("gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "array_parallelism", "pack", "poll_seconds"),
+    *("gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "pack", "poll_seconds"),
 }
 
 
@@ -21,7 +21,6 @@ def check_built(config: Config, changed: Sequence[str], typed: Sequence[str]) ->
     here, accelerator = config.cluster.executor == "local", config.cluster.accelerator
     never = {
         "from_yaml": config.from_yaml is not None,
-        "sweep.extend": config.sweep.extend is not None,
         "cluster.launcher=prefork": config.cluster.launcher == "prefork",
     }
     planned = {key: True for key in changed if key.startswith(NOT_YET)} | {

@@ -42,6 +42,26 @@ class Template(NamedTuple):
     why: str
 
 
+class Seen:
+    """What has been looked at already: the points of a sweep read the same model and the same data."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, object] = {}
+
+    def once(self, look: Callable[..., T], *about: object) -> T:
+        """``look(*about)``, or what it gave or refused before."""
+        key = f"{look.__qualname__}{about!r}"
+        if key not in self._answers:
+            try:
+                self._answers[key] = look(*about)
+            except PkuslurmError as problem:
+                self._answers[key] = problem
+        answer = self._answers[key]
+        if isinstance(answer, PkuslurmError):
+            raise answer
+        return answer  # type: ignore[return-value]  # what look returned under this key
+
+
 @dataclass
 class _Notes:
     """What is said before anything starts. ``lenient`` (a dry run): what is not on this machine becomes a note."""
@@ -49,6 +69,7 @@ class _Notes:
     lenient: bool
     notes: list[str]
     facts: list[tuple[str, str]]
+    seen: Seen
 
     def unless_missing(self, find: Callable[[], T], otherwise: T, path: str | None) -> T:
         """``find()``; what is here and is wrong is refused in a dry run, too."""
@@ -61,9 +82,12 @@ class _Notes:
             return otherwise
 
 
-def resolve(config: Config, environ: Mapping[str, str], lenient: bool) -> Inputs:
-    """The run's inputs, absolute. ``lenient`` (a dry run): what is not here becomes a note instead of a refusal."""
-    said = _Notes(lenient, list(config.notes), [])
+def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: Seen | None = None) -> Inputs:
+    """The run's inputs, absolute. ``lenient`` (a dry run): what is not here becomes a note instead of a refusal.
+
+    ``seen``: the same for all points of a sweep.
+    """
+    said = _Notes(lenient, list(config.notes), [], seen or Seen())
     context = look(config)
     if "train" in config.pipeline.jobs:
         check_keys("train", config.train, context.keys)
@@ -73,7 +97,7 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool) -> Inputs
     check_keys("merge", config.merge, context.keys)
     if config.model.template != "auto":
         known_template(config.model.template, context.keys)
-    model = said.unless_missing(lambda: _model(config, environ), str(config.model.path), config.model.path)
+    model = said.unless_missing(lambda: _model(config, environ, said.seen), str(config.model.path), config.model.path)
     template = _template(config, model, said)
     needed = _model_facts(config, model, template, said)
     nothing: tuple[Prompt, ...] = ()
@@ -82,7 +106,9 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool) -> Inputs
     adapter = said.unless_missing(
         lambda: _folder("infer.adapter", config.infer.adapter), config.infer.adapter, config.infer.adapter
     )
-    base = said.unless_missing(lambda: _known_model(config.infer.base, environ), config.infer.base, config.infer.base)
+    base = said.unless_missing(
+        lambda: _known_model(config.infer.base, environ, said.seen), config.infer.base, config.infer.base
+    )
     return Inputs(
         model_path=model,
         template=template.name,
@@ -110,10 +136,12 @@ def _template(config: Config, model: str, said: _Notes) -> Template:
     given = config.model.template
     chosen = Template(given, "")
     if given == "auto":
-        found = said.unless_missing(lambda: choose_template(Path(model), str(config.model.path)), None, model)
+        found = said.unless_missing(
+            lambda: said.seen.once(choose_template, Path(model), str(config.model.path)), None, model
+        )
         chosen = Template(found.template, found.why) if found else Template("auto", "")
     if Path(model).is_dir() and not config.train.get("resize_vocab"):
-        said.notes.extend(check_template(Path(model), chosen.name))
+        said.notes.extend(said.seen.once(check_template, Path(model), chosen.name))
     return chosen
 
 
@@ -141,7 +169,7 @@ def _dataset(config: Config, said: _Notes) -> Found:
     missing = Found(name, Path(absolute(path)), "alpaca", {name: entry})
     train = config.train
     stage, most = str(train.get("stage", "sft")), train.get("max_samples")
-    found = said.unless_missing(lambda: find_dataset(config.dataset, stage, most), missing, path)
+    found = said.unless_missing(lambda: said.seen.once(find_dataset, config.dataset, stage, most), missing, path)
     rows = "" if found.rows is None else f", {count(found.rows, 'row')}"
     said.facts.append(("data", f"{os.path.normpath(found.file)}, {found.formatting}{rows}"))
     said.facts.extend(("", line) for line in found.first.split("\n") if line)
@@ -187,7 +215,7 @@ def _python(name: str | None) -> str:
     return os.path.abspath(found) if found else name
 
 
-def _model(config: Config, environ: Mapping[str, str]) -> str:
+def _model(config: Config, environ: Mapping[str, str], seen: Seen) -> str:
     if config.model.make is not None:
         made = Path(absolute(config.cache_root)) / "models" / TINY_MODEL
         if "prepare" not in config.pipeline.jobs and not made.is_dir():
@@ -195,18 +223,18 @@ def _model(config: Config, environ: Mapping[str, str]) -> str:
                 f"model.make={config.model.make}: pipeline={config.pipeline.name} makes no model; give model.path"
             )
         return str(made)
-    found = _known_model(config.model.path, environ, "model.path")
+    found = _known_model(config.model.path, environ, seen, "model.path")
     assert found is not None
     return found
 
 
-def _known_model(name: str | None, environ: Mapping[str, str], key: str = "infer.base") -> str | None:
+def _known_model(name: str | None, environ: Mapping[str, str], seen: Seen, key: str = "infer.base") -> str | None:
     if name is None:
         return None
     found = find_model(name, environ)
     if found is None:
         raise PkuslurmError(f"{key}={name}: {_no_model(name, environ)}")
-    check_model(found)
+    seen.once(check_model, found)
     return str(found)
 
 

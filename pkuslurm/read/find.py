@@ -1,8 +1,9 @@
-"""Which run is meant: an id, the beginning of one, a path, or nothing for the newest."""
+"""Which run or sweep is meant: an id, the beginning of one, ``<sweep>/<n>``, a path, or nothing for the newest."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,23 +11,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pkuslurm import sweepdir
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import status, values
+from pkuslurm.read import status, sweep, values
 from pkuslurm.rundir import RunDir, read_json
+from pkuslurm.sweepdir import SweepDir
 
 MOST_CANDIDATES = 5
 START = "start one: make demo (or python -m pkuslurm.launch)"
+_POINT = re.compile(r"([^/]+)/([0-9]{1,9})/?")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of ``runs``; ``created`` is ISO 8601 with zone, None where run.json does not say."""
+    """A line of ``runs``; ``created`` is ISO 8601 with zone, None where run.json does not say.
+
+    A sweep is one line: ``run_id`` is its id, ``points`` how many it has.
+    """
 
     run_id: str
     path: Path
     created: str | None
     state: str
     name: str | None
+    points: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -68,9 +76,11 @@ def remember(root: Path, environ: Mapping[str, str]) -> None:
 
 
 def find(run: str | None, places: Sequence[Path]) -> Path:
-    """The directory of ``run``. Raises PkuslurmError: none, or more than one; says where it looked."""
+    """The directory of ``run``, which may be a sweep. Raises PkuslurmError: none, or more than one; where it looked."""
     if run == "":
         raise PkuslurmError("RUN is empty; name a run, or leave it out for the newest")
+    if run is not None and (point := _POINT.fullmatch(run)) and not _is_run(_absolute(Path(run))):
+        return _point(run, find(point[1], places), int(point[2]))
     if run is not None and ("/" in run or run in (".", "..") or _is_run(Path(run))):
         return _by_path(run)
     known = _all(places)
@@ -96,58 +106,90 @@ def find(run: str | None, places: Sequence[Path]) -> Path:
 
 
 def check(path: Path) -> None:
-    """Raise PkuslurmError unless run.json can be read and is of a form that this pkuslurm knows."""
-    file = RunDir(path).run_json
+    """Raise PkuslurmError unless run.json (sweep.json) can be read and is of a form that this pkuslurm knows."""
+    whole = sweepdir.is_sweep(path)
+    file = SweepDir(path).sweep_json if whole else RunDir(path).run_json
     document = read_json(file)
     if document is None:
         try:
             file.read_bytes()
         except OSError as error:
             raise PkuslurmError(f"RUN {path}: {_denied(file, error)}") from None
-        raise PkuslurmError(f"RUN {path}: run.json is damaged; its logs/ and results are still to be read by hand")
+        raise PkuslurmError(f"RUN {path}: {file.name} is damaged; its logs/ and results are still to be read by hand")
     schema = document.get("schema_version")
-    if isinstance(schema, int) and schema > status.SCHEMA_VERSION:
-        raise PkuslurmError(f"RUN {path}: {status.NEWER.format(schema)}; upgrade pkuslurm (pip install -U pkuslurm)")
+    if isinstance(schema, int) and schema > (sweepdir if whole else status).SCHEMA_VERSION:
+        newer = (sweep if whole else status).NEWER.format(schema)
+        raise PkuslurmError(f"RUN {path}: {newer}; upgrade pkuslurm (pip install -U pkuslurm)")
 
 
 def runs(places: Sequence[Path]) -> list[Path]:
-    """The directories of all runs, newest first."""
-    return _all(places)
+    """The directories of all runs, newest first; a sweep's points each for itself."""
+    return [run for path in _all(places) for run in members(path)]
+
+
+def members(path: Path) -> list[Path]:
+    """The points of the sweep at ``path``; of a run itself."""
+    if not sweepdir.is_sweep(path):
+        return [path]
+    with suppress(OSError):
+        numbers = sorted(int(name) for name in os.listdir(path) if name.isdecimal() and name.isascii())
+        return [point for number in numbers if _is_run(point := path / str(number))]
+    return []
 
 
 def list_runs(places: Sequence[Path]) -> list[Listed]:
-    """All runs, newest first."""
-    return [Listed(now.run_id, now.path, now.created, now.state, now.name) for now in status.read_many(_all(places))]
+    """All runs and sweeps, newest first. Slurm is asked once."""
+    return [_listed(now) for now in sweep.read_many(_all(places))]
+
+
+def _listed(now: status.RunStatus | sweep.SweepStatus) -> Listed:
+    if isinstance(now, sweep.SweepStatus):
+        return Listed(now.sweep_id, now.path, now.created, now.state, now.name, len(now.runs))
+    return Listed(now.run_id, now.path, now.created, now.state, now.name)
+
+
+def _point(run: str, home: Path, number: int) -> Path:
+    """Point ``number`` of the sweep at ``home``."""
+    if not sweepdir.is_sweep(home):
+        raise PkuslurmError(f"RUN {run}: {home.name} is no sweep: it has no points")
+    path = home / str(number)
+    if not _is_run(path):
+        points = (read_json(SweepDir(home).sweep_json) or {}).get("points")
+        known = f"; it has {len(points)}, from {home.name}/0 on" if isinstance(points, list) else ""
+        raise PkuslurmError(f"RUN {run}: the sweep has no point {number}{known}")
+    return path
 
 
 def _by_path(run: str) -> Path:
     path = _absolute(Path(run))
-    if path.name == "run.json" and _is_run(path.parent):
+    if path.name in ("run.json", "sweep.json") and _is_run(path.parent):
         path = path.parent
     if not _is_run(path):
         _refuse_other(run, path)
         raise PkuslurmError(f"RUN {run}: there is no run (no run.json) at {path}")
+    if sweepdir.sweep_of(RunDir(path)) is None and (read_json(RunDir(path).run_json) or {}).get("sweep"):
+        return Path(os.path.realpath(path))  # a point by another name: its place in the sweep says which it is
     return path
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a run is there. Raises PkuslurmError where it is not to be seen by this user."""
-    file = RunDir(path).run_json
-    try:
-        return stat.S_ISREG(os.stat(file).st_mode)
-    except PermissionError as error:
-        raise PkuslurmError(f"RUN {path}: {_denied(file, error)}") from None
-    except (OSError, ValueError):  # a name too long, a null byte
-        return False
+    """Whether a run or a sweep is there. Raises PkuslurmError where it is not to be seen by this user."""
+    for file in (RunDir(path).run_json, SweepDir(path).sweep_json):
+        try:
+            if stat.S_ISREG(os.stat(file).st_mode):
+                return True
+        except PermissionError as error:
+            raise PkuslurmError(f"RUN {path}: {_denied(file, error)}") from None
+        except (OSError, ValueError):  # a name too long, a null byte
+            continue
+    return False
 
 
 def _refuse_other(run: str, path: Path) -> None:
-    """Say what it is that is there, where that is no run: a file, a sweep."""
+    """Say what it is that is there, where that is no run: a file."""
     with suppress(OSError, ValueError):
         if path.is_file():
             raise PkuslurmError(f"RUN {run}: {path} is a file; name the run's folder")
-        if (path / "sweep.json").is_file():
-            raise PkuslurmError(f"RUN {run}: it is a sweep, which is not yet read as a whole; name one run: {path}/<n>")
 
 
 def _denied(file: Path, error: OSError) -> str:
@@ -163,15 +205,16 @@ def _absolute(path: Path) -> Path:
 
 
 def _all(places: Sequence[Path]) -> list[Path]:
-    """Every run below ``places``, newest first; the same directory by two names once."""
+    """Every run and sweep below ``places``, newest first; the same directory by two names once."""
     found: dict[tuple[int, int], tuple[float, str, Path]] = {}
     for place in dict.fromkeys(places):
         with suppress(OSError):
             for path in place.iterdir():
                 with suppress(OSError):  # vanished meanwhile, or not to be seen by this user
-                    if RunDir(path).run_json.is_file():
+                    files = (RunDir(path).run_json, SweepDir(path).sweep_json)
+                    if file := next((file for file in files if file.is_file()), None):
                         identity = path.stat()
-                        created = (read_json(RunDir(path).run_json) or {}).get("created")
+                        created = (read_json(file) or {}).get("created")
                         # by creation, in run.json or in the id: a copied directory's mtime says nothing
                         when = values.unix(created) or 0.0
                         found.setdefault((identity.st_dev, identity.st_ino), (when, path.name, path))

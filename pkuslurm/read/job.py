@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -59,45 +60,69 @@ class JobStatus:
 
 
 class Reader:
-    """One look at a run: what all its jobs have in common is asked once."""
+    """One look at a run: what all its jobs have in common is asked once.
 
-    def __init__(self, run: RunDir, document: Mapping[str, Any], host: str) -> None:
+    ``shared`` reads what a sweep's point has in common with others, its prepare: once for all of them.
+    """
+
+    def __init__(self, run: RunDir, document: Mapping[str, Any], host: str, shared: Reader | None = None) -> None:
         self.run = run
         self.document = document
         self.run_id = text(document.get("run_id")) or run.run_id
         self.host = host
         self.launcher = _launcher_lives(document, host)
-        self.pruned = pruned.read(run)
+        self.shared = shared
+        # of a thousand points that wait, each missing file that is asked for is a question to the file server
+        self.begun = any(os.path.isdir(run.path / name) for name in ("state", "done"))
+        self.pruned = pruned.read(run) if self.begun else {}
         self.on_slurm = document.get("executor") == "slurm"
         jobs = document.get("jobs")
         self.described: dict[str, Any] = jobs if isinstance(jobs, dict) else {}
         # a kind becomes a file name, and the directory may be another user's
         named = {kind: value for kind, value in self.described.items() if _KIND.fullmatch(kind)}
         self.known = {kind: value if isinstance(value, dict) else {} for kind, value in named.items()}
-        self.states = {kind: self._state(kind, value) for kind, value in self.known.items()}
-        self.markers = {kind: proof.marker_of(run, self.run_id, kind, self.pruned) for kind in self.known}
+        self.own = [kind for kind in self.known if shared is None or kind not in shared.known]
+        self.states = {kind: self._state(kind, self.known[kind]) for kind in self.own}
+        self.markers = {kind: self._marker(kind) for kind in self.own}
+        self._told: list[JobStatus] | None = None
 
     def open_ids(self) -> list[str]:
         """The Slurm jobs of which the files alone do not tell how they stand."""
         if not self.on_slurm:
             return []
         return [
-            str(value["job_id"])
-            for kind, value in self.known.items()
-            if value.get("job_id") and self._marked(kind) is None and self.states[kind].get("state") not in _TOLD
+            str(job_id)
+            for kind in self.own
+            if (job_id := self.known[kind].get("job_id"))
+            and self._marked(kind) is None
+            and self.states[kind].get("state") not in _TOLD
         ]
 
     def jobs(self, asked: Asked) -> list[JobStatus]:
+        """All of them; what Slurm said (``asked``) is looked at the first time."""
+        if self._told is None:
+            self._told = self._tell(asked)
+        return self._told
+
+    def _tell(self, asked: Asked) -> list[JobStatus]:
+        elsewhere = {job.kind: job for job in self.shared.jobs(asked)} if self.shared else {}
         found: list[JobStatus] = []
         for kind, value in self.known.items():
             names = value.get("parents")
             parents = [job for job in found if isinstance(names, list) and job.kind in names]
-            found.append(self._job(kind, value, parents, asked))
+            found.append(self._job(kind, value, parents, asked) if kind in self.states else elsewhere[kind])
         odd = [kind for kind in self.described if kind not in self.known]
         return found + [JobStatus(kind, None, "UNKNOWN", 1, reason="that is no kind of job") for kind in odd]
 
+    def _marker(self, kind: str) -> tuple[dict[str, Any] | None, str]:
+        if self._written(kind):
+            return proof.marker_of(self.run, self.run_id, kind, self.pruned)
+        return None, f"there is no marker done/{kind}.json"
+
     def _state(self, kind: str, known: Mapping[str, Any]) -> dict[str, Any]:
         """The state file, unless it is of an attempt before the one that was asked for last."""
+        if not self._written(kind):
+            return {}
         state = read_json(self.run.state(kind)) or {}
         attempt = whole(state.get("attempt"))
         stale = attempt is not None and attempt < (whole(known.get("first_attempt")) or 1)
@@ -138,8 +163,12 @@ class Reader:
             finished=None if verdict in ("RUNNING", "PENDING") else self._finished(kind, done, row),
             exit_code=whole(state.get("exit_code")) if row is None or state else row.exit_code,
             reason=reason,
-            progress=progress(self.run, kind),
+            progress=progress(self.run, kind) if self._written(kind) else None,
         )
+
+    def _written(self, kind: str) -> bool:
+        """Whether there can be a word of a worker."""
+        return self.begun or self.run.home(kind) != self.run
 
     def _finished(self, kind: str, done: Mapping[str, Any], row: Row | None) -> str | None:
         known = moment(self.states[kind].get("finished")) or moment(done.get("finished"))
@@ -177,7 +206,7 @@ class Reader:
                     doubt=doubt,
                     cancelled=bool(self.document.get("cancelled")),
                     parents=parents,
-                    packed=str(known.get("key", "")).startswith(f"{self.run_id}-pack"),
+                    packed=self._packed(str(known.get("key", ""))),
                     script=str(script or SlurmEvidence.script),
                 )
             )
@@ -191,13 +220,20 @@ class Reader:
                 doubt=doubt,
                 worker=_lives(state, self.host),
                 launcher=self.launcher,
-                cancelled=any(other.get("state") == "CANCELLED" for other in self.states.values()),
+                cancelled=bool(self.document.get("cancelled"))
+                or any(other.get("state") == "CANCELLED" for other in self.states.values()),
                 parents=parents,
             )
         )
 
+    def _packed(self, key: str) -> bool:
+        sweep = text(self.document.get("sweep"))
+        return key.startswith(tuple(f"{name}-pack" for name in (self.run_id, sweep) if name))
+
     def _damaged(self, kind: str) -> bool:
         """Whether there is a state file that says nothing. One of an earlier attempt is not damaged."""
+        if not self._written(kind):
+            return False
         path = self.run.state(kind)
         value = read_json(path)
         if value is not None:
@@ -264,7 +300,7 @@ def _launcher_lives(document: Mapping[str, Any], host: str) -> bool | None:
         return _lives(launcher, host)
     jobs = document.get("jobs")
     known = jobs.values() if isinstance(jobs, dict) else ()
-    if any(isinstance(job, dict) and job.get("job_id") for job in known):
+    if document.get("cancelled") or any(isinstance(job, dict) and job.get("job_id") for job in known):
         return False
     age = time.time() - (unix(document.get("created")) or 0.0)
     return age < BEGINNING_SECONDS

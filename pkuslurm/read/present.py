@@ -66,7 +66,10 @@ def show_runs(found: Sequence[Listed], stream: TextIO) -> None:
     for item in found:
         taken = meter.measure(item.path)
         created = (item.created or "-").replace("T", " ")[:16]
-        rows.append((item.run_id, item.state, created, "-" if taken is None else size(taken), item.name or "-"))
+        name = item.name or "-"
+        if item.points is not None:
+            name = f"sweep of {item.points}" + (f": {item.name}" if item.name else "")
+        rows.append((item.run_id, item.state, created, "-" if taken is None else size(taken), name))
     table(("run", "state", "created", "size", "name"), rows, stream)
     many = f"{len(found)} run{'s' if len(found) > 1 else ''}"
     least = "at least " if meter.late else ""  # a slow disk: `du` takes the time that this does not

@@ -44,8 +44,11 @@ def ask(job_ids: Sequence[str]) -> Asked:
     if left:
         # where there is no accounting the controller's word is all there is
         then = commands.accounting(left)
-        # one whose end accounting missed runs there for ever; the controller knows better
-        rows |= {key: row for key, row in then.rows.items() if not (now.complete and row.state in ALIVE)}
+        for job_id in left:  # of an array accounting tells also what the controller has told better
+            row = then.rows.get(job_id)
+            # one whose end accounting missed runs there for ever; the controller knows better
+            if row is not None and not (now.complete and row.state in ALIVE):
+                rows[job_id] = row
         if now.complete:
             missing = {job_id for job_id in left if job_id not in rows}
         problem = problem or then.problem

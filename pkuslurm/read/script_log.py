@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pkuslurm import sweepdir
 from pkuslurm.read.text import safe
 from pkuslurm.rundir import RunDir
 
@@ -19,10 +20,17 @@ _TELLING = re.compile(r"[Ee]rror|Killed|slurmstepd")
 
 def find(run: RunDir, kind: str, job_id: str | None) -> Path | None:
     """The file of job ``kind``, or of the allocation that it shares; absolute."""
-    if job_id is None or not re.fullmatch(r"\d+", job_id):
+    if job_id is None or not re.fullmatch(r"\d+(_\d+)?", job_id):
         return None
-    named = (run.logs.absolute() / ".slurm" / f"{name}-{job_id}.out" for name in (kind, "pack"))
+    named = (folder / f"{name}-{job_id}.out" for folder in folders(run, kind) for name in (kind, "pack"))
     return next((file for file in named if file.is_file()), None)
+
+
+def folders(run: RunDir, kind: str) -> list[Path]:
+    """Where such files are: the run's own; of what went through an array, the sweep's."""
+    home = run.home(kind)
+    sweep = sweepdir.sweep_of(run)
+    return [one.logs.absolute() / ".slurm" for one in (home, sweep.own if sweep else None) if one is not None]
 
 
 def last_words(file: Path) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import time
@@ -48,10 +49,13 @@ def answers() -> bool:
 
 
 def queue(job_ids: Sequence[str]) -> Answer:
-    """Jobs that the controller still knows, ended ones (MinJobAge, 5 minutes by default) included. One call."""
+    """Jobs that the controller still knows, ended ones (MinJobAge, 5 minutes by default) included. One call.
+
+    Of an array (``A`` or an element ``A_1`` of it) all elements are told.
+    """
     if not job_ids:
         return Answer({}, True)
-    done = _run(["squeue", "-h", "-r", "-t", "all", "-o", parse.SQUEUE_FORMAT, "-j", ",".join(job_ids)])
+    done = _run(["squeue", "-h", "-r", "-t", "all", "-o", parse.SQUEUE_FORMAT, "-j", _arrays(job_ids)])
     if done.out is None:
         # the words for a single id that was purged; several of which one is known list that one
         return Answer({}, UNKNOWN_ID in done.problem, done.problem)
@@ -64,10 +68,15 @@ def accounting(job_ids: Sequence[str]) -> Answer:
         return Answer({}, True)
     if shutil.which("sacct") is None:
         return Answer({}, False, "there is no sacct")
-    done = _run(["sacct", "-X", "-P", "-n", "-o", parse.SACCT_FORMAT, "-j", ",".join(job_ids)])
+    done = _run(["sacct", "-X", "-P", "-n", "-o", parse.SACCT_FORMAT, "-j", _arrays(job_ids)])
     if done.out is None:
         return Answer({}, False, done.problem)
     return Answer({row.job_id: row for row in parse.sacct(done.out)}, True)
+
+
+def _arrays(job_ids: Sequence[str]) -> str:
+    """Each array once: thousands of elements by name would be more than a command line holds."""
+    return ",".join(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
 
 
 def by_name(name: str) -> Answer:
@@ -82,6 +91,12 @@ def by_name(name: str) -> Answer:
 def partitions() -> list[parse.Partition] | None:
     out = _run(["scontrol", "show", "partition", "-o"]).out
     return None if out is None else parse.partitions(out)
+
+
+def most_elements() -> int:
+    """How many elements an array can have (MaxArraySize); 0: the cluster takes no arrays, or does not say."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]).out or "", re.MULTILINE)
+    return int(found.group(1)) if found else 0
 
 
 def accounts() -> list[str]:

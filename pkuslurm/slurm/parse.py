@@ -6,8 +6,8 @@ The JSON output is not used: its schema changes with every release, and 22.05's 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 # `|` separates: reasons hold spaces and commas. The name comes last, for it may hold anything.
@@ -31,6 +31,9 @@ STATES = {
     "RESV_DEL_HOLD": "PENDING",
     "REVOKED": "CANCELLED",
 }
+_ELEMENTS = re.compile(r"(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})(?::(?P<step>[0-9]{1,9}))?)?")
+# Slurm's own upper limit of MaxArraySize
+MOST_ELEMENTS = 4_000_001
 # Of the contract's words: not ended.
 ALIVE = ("PENDING", "RUNNING")
 
@@ -73,7 +76,7 @@ def state(word: str) -> str:
 
 
 def squeue(text: str) -> list[Row]:
-    """Rows of ``squeue -h -o SQUEUE_FORMAT``. Array elements keep their ``A_1``."""
+    """Rows of ``squeue -h -o SQUEUE_FORMAT``; of an array one for each element, ``A_1``."""
     rows = []
     for fields in _lines(text, SQUEUE_FORMAT.count("|")):
         job_id, word, start, end, nodes, user, reason, name = fields
@@ -92,11 +95,11 @@ def squeue(text: str) -> list[Row]:
                 user,
             )
         )
-    return rows
+    return list(_by_element(rows))
 
 
 def sacct(text: str) -> list[Row]:
-    """Rows of ``sacct -X -P -n -o SACCT_FORMAT``."""
+    """Rows of ``sacct -X -P -n -o SACCT_FORMAT``; what it tells of many pending elements at once holds for each."""
     rows = []
     for job_id, word, code, start, end, nodes, reason, name in _lines(text, SACCT_FORMAT.count(",")):
         rows.append(
@@ -112,7 +115,35 @@ def sacct(text: str) -> list[Row]:
                 exit_code(code),
             )
         )
-    return rows
+    return list(_by_element(rows))
+
+
+def _by_element(rows: Iterable[Row]) -> Iterator[Row]:
+    # an element's own row comes last and counts: 25.11 leaves it in the row of the pending ones, too
+    for row in sorted(rows, key=lambda row: "_[" not in row.job_id):
+        if "_[" not in row.job_id:
+            yield row
+            continue
+        array, _, rest = row.job_id.partition("_")
+        for number in elements(rest):
+            yield replace(row, job_id=f"{array}_{number}")
+
+
+def elements(text: str) -> list[int]:
+    """The numbers of ``[0-3,7,10-20:5%2]``; ``%2`` is how many may run at once. What says nothing is left out.
+
+    A long list ends in ``...`` (SLURM_BITSTR_LEN): what is cut off is not known.
+    """
+    found: list[int] = []
+    for part in text.strip().strip("[]").partition("%")[0].split(","):
+        match = _ELEMENTS.fullmatch(part.strip())
+        if match is None:
+            continue
+        first = int(match["first"])
+        last = int(match["last"] or first)
+        if last - first < MOST_ELEMENTS:  # else it is none of Slurm's lines
+            found += range(first, last + 1, int(match["step"] or 1) or 1)
+    return found
 
 
 def _lines(text: str, bars: int) -> Iterator[list[str]]:

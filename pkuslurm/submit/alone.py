@@ -12,17 +12,21 @@ from typing import Any
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, read_json
 from pkuslurm.submit.local import check_owner
+from pkuslurm.sweepdir import SweepDir, is_sweep, load, sweep_of
+from pkuslurm.sweepdir import document as read_document
 
 
 @contextlib.contextmanager
 def alone(run: RunDir) -> Iterator[dict[str, Any]]:
     """run.json, read once the run is ours: two submissions at once would both send its jobs, or lose each other's ids.
 
-    Raises PkuslurmError where another command has it, or where it cannot be read or written.
+    A sweep's directory gives what ``sweepdir.load`` does; a point is ours only with its whole sweep. Raises
+    PkuslurmError where another command has it, or where it cannot be read or written.
     """
     check_owner(run)
+    whole = sweep_of(run) or SweepDir(run.path)
     try:
-        handle = os.open(run.path / ".submitting", os.O_WRONLY | os.O_CREAT, 0o600)
+        handle = os.open(whole.path / ".submitting", os.O_WRONLY | os.O_CREAT, 0o600)
     except OSError as error:
         raise PkuslurmError(f"{run.path}: {error.strerror or error}") from None
     try:
@@ -34,7 +38,7 @@ def alone(run: RunDir) -> Iterator[dict[str, Any]]:
             ) from None
         except OSError:
             pass  # a shared disk without locks: run.json's keys still find what was sent
-        document = read_json(run.run_json)
+        document = load(whole) if is_sweep(run.path) else read_document(run)
         if document is None or not isinstance(document.get("jobs"), dict):
             raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
         yield document

@@ -40,7 +40,7 @@ class Watcher(Protocol):
 
 
 @dataclass
-class _Cancel:
+class Cancel:
     """Set by a signal handler; the loop looks at it."""
 
     number: int | None = None
@@ -53,26 +53,27 @@ def run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callabl
     directory cannot be written.
     """
     try:
-        with _signals() as cancel:
+        with signals() as cancel:
             return _run_jobs(run, kinds, watcher, begin, cancel)
     except OSError as error:
         raise PkuslurmError(f"{error.filename or run.path}: {error.strerror or error}") from None
 
 
-def _run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callable[[], None], cancel: _Cancel) -> int:
+def _run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callable[[], None], cancel: Cancel) -> int:
     document = read_json(run.run_json)
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    _claim(run, document)
+    document["launcher"] = claim(run, document)
+    write_json(run.run_json, document)
     begin()
     processes.become_subreaper()  # a killed worker's children become ours, and are ended with it
     failed: str | None = None
     try:
         for kind in kinds:
             if cancel.number is not None:
-                _final(run, document, kind, "CANCELLED", "the run was cancelled before this job started")
+                final(run, document, kind, "CANCELLED", "the run was cancelled before this job started")
             elif failed is not None:
-                _final(run, document, kind, "SKIPPED", f"{failed} did not complete")
+                final(run, document, kind, "SKIPPED", f"{failed} did not complete")
             else:
                 _run_job(run, document, kind, cancel, watcher)
             state = _state(run, kind)
@@ -89,8 +90,13 @@ def _run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callab
 
 def cancel(run: RunDir, seconds: float = 60.0) -> bool:
     """Ask the process that runs ``run`` to cancel it, and wait until it is gone. False: nobody runs it here."""
-    check_owner(run)  # another user's run.json could name any process of ours
-    running = _launcher(run, read_json(run.run_json) or {})
+    return cancel_launcher(run, run.run_json, seconds)
+
+
+def cancel_launcher(run: RunDir, file: Path, seconds: float) -> bool:
+    """The same of whoever ``file`` names; of a sweep that is its sweep.json."""
+    check_owner(run)  # another user's files could name any process of ours
+    running = launcher_of(run, read_json(file) or {})
     if running is None:
         return False
     pid, start = running
@@ -109,7 +115,7 @@ def check_owner(run: RunDir) -> None:
         raise PkuslurmError(f"{run.run_id}: it belongs to another user, who alone can run or cancel its jobs")
 
 
-def _launcher(run: RunDir, document: Mapping[str, Any]) -> tuple[int, int] | None:
+def launcher_of(run: RunDir, document: Mapping[str, Any]) -> tuple[int, int] | None:
     """Pid and start of the process that runs it here; None: nobody. Raises PkuslurmError if on another host."""
     known = document.get("launcher")
     if not isinstance(known, dict):
@@ -121,15 +127,14 @@ def _launcher(run: RunDir, document: Mapping[str, Any]) -> tuple[int, int] | Non
     return (pid, start) if alive and pid and start else None
 
 
-def _claim(run: RunDir, document: dict[str, Any]) -> None:
-    """Say in run.json who runs it; refuse where somebody still does."""
-    if (running := _launcher(run, document)) is not None:
+def claim(run: RunDir, document: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be said of this process where it is told who runs ``run``; refused while somebody else does."""
+    if (running := launcher_of(run, document)) is not None:
         raise PkuslurmError(f"{run.run_id}: it is still running (pid {running[0]}); wait, or cancel it first")
     own = processes.look(os.getpid())
     if own is None:
         raise PkuslurmError("/proc cannot be read: without it nothing that a run starts could be found again")
-    document["launcher"] = {"host": socket.gethostname(), "pid": own.pid, "pid_start": own.start}
-    write_json(run.run_json, document)
+    return {"host": socket.gethostname(), "pid": own.pid, "pid_start": own.start}
 
 
 def _state(run: RunDir, kind: str) -> dict[str, Any]:
@@ -141,8 +146,9 @@ def _state(run: RunDir, kind: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _signals() -> Iterator[_Cancel]:
-    cancel = _Cancel()
+def signals() -> Iterator[Cancel]:
+    """SIGINT and SIGTERM are remembered, not obeyed; a closed terminal is not noticed."""
+    cancel = Cancel()
 
     def remember(number: int, frame: FrameType | None) -> None:
         cancel.number = cancel.number or number
@@ -156,10 +162,10 @@ def _signals() -> Iterator[_Cancel]:
             signal.signal(number, handler)
 
 
-def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: _Cancel, watcher: Watcher) -> None:
+def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: Cancel, watcher: Watcher) -> None:
     job = read_json(run.job(kind))
     if job is None:
-        _final(run, document, kind, "FAILED", f"{run.job(kind)} is missing or damaged")
+        final(run, document, kind, "FAILED", f"{run.job(kind)} is missing or damaged")
         return
     job_id = f"local-{job['first_attempt']}"
     document["jobs"][kind].update(job_id=job_id, first_attempt=job["first_attempt"])
@@ -168,14 +174,14 @@ def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: _Cancel, 
     workers = [_start_worker(run, kind, job_id, rank, port) for rank in range(job["nodes"])]
     watcher.started(kind)
     _follow(workers, cancel, lambda: watcher.tick(kind))
-    _end_leftovers()
+    end_leftovers()
     state = _state(run, kind)
     if cancel.number is not None and state.get("state") != "COMPLETED":
-        _final(run, document, kind, "CANCELLED", "the run was cancelled", keep=state)
+        final(run, document, kind, "CANCELLED", "the run was cancelled", keep=state)
     elif state.get("state") not in ("COMPLETED", "FAILED", "CANCELLED", "SKIPPED"):
         # the worker itself was killed: its state file still says RUNNING
         codes = [worker.returncode for worker in workers]
-        _final(run, document, kind, "FAILED", f"its worker ended without a verdict (exit codes {codes})", keep=state)
+        final(run, document, kind, "FAILED", f"its worker ended without a verdict (exit codes {codes})", keep=state)
 
 
 def _start_worker(run: RunDir, kind: str, job_id: str, rank: int, port: int | None) -> subprocess.Popen[bytes]:
@@ -204,7 +210,7 @@ def _private(path: str, flags: int) -> int:
     return descriptor
 
 
-def _follow(workers: Sequence[subprocess.Popen[bytes]], cancel: _Cancel, tick: Callable[[], None]) -> None:
+def _follow(workers: Sequence[subprocess.Popen[bytes]], cancel: Cancel, tick: Callable[[], None]) -> None:
     """Until every worker ended. One that fails, or a cancellation, ends the others."""
     stopping: float | None = None
     while any(worker.poll() is None for worker in workers):
@@ -230,7 +236,7 @@ def _signal(workers: Sequence[subprocess.Popen[bytes]], number: signal.Signals) 
                 worker.send_signal(number)
 
 
-def _end_leftovers() -> None:
+def end_leftovers() -> None:
     """What a killed worker left behind is below us (we are a subreaper): end it, and reap it."""
     deadline = time.monotonic() + STOP_SECONDS
     while (left := processes.descendants(os.getpid())) and time.monotonic() < deadline:
@@ -244,14 +250,15 @@ def _end_leftovers() -> None:
         time.sleep(0.02)
 
 
-def _final(
+def final(
     run: RunDir, document: Mapping[str, Any], kind: str, state: str, reason: str, keep: Mapping[str, Any] | None = None
 ) -> None:
     """A verdict on a job whose worker could not give one."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     known = document["jobs"][kind]
     base: dict[str, Any] = {
-        "attempt": known["first_attempt"],
+        # a retry has renumbered its jobs' files; run.json learns it when they start
+        "attempt": (read_json(run.job(kind)) or {}).get("first_attempt") or known["first_attempt"],
         "job_id": known["job_id"],
         "nodes": [],
         "node_rank": 0,

@@ -29,7 +29,7 @@ def adopt(document: dict[str, Any]) -> None:
         if entry.get("asked") and entry.get("job_id") is None:
             named = commands.by_name(entry["key"])
             if not named.complete:
-                raise _silent(named.problem)
+                raise silent(named.problem)
             entry["job_id"] = next(iter(named.rows), None)
 
 
@@ -41,7 +41,7 @@ def alive(document: dict[str, Any]) -> dict[str, str]:
     known = {kind: entry for kind, entry in document["jobs"].items() if entry.get("job_id")}
     answer = commands.queue(sorted({str(entry["job_id"]) for entry in known.values()}))
     if not answer.complete:
-        raise _silent(answer.problem)
+        raise silent(answer.problem)
     rows = {kind: answer.rows.get(str(entry["job_id"])) for kind, entry in known.items()}
     return {
         kind: row.job_id
@@ -50,12 +50,12 @@ def alive(document: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def lift(run: RunDir, now: RunStatus) -> list[str]:
+def lift(run: RunDir, seen: RunStatus) -> list[str]:
     """Start requeued jobs at once that Slurm would hold for two minutes; the kinds. Only where the run is one's own."""
-    if now.document.get("executor") != "slurm" or run.path.stat().st_uid != os.getuid():
+    if seen.document.get("executor") != "slurm" or run.path.stat().st_uid != os.getuid():
         return []
     lifted = []
-    for job in now.jobs:
+    for job in seen.jobs:
         # an attempt before it: a --begin of the user's own is not touched
         file = read_json(run.job(job.kind)) or {}
         again = job.attempt > int(file.get("first_attempt") or 1)
@@ -84,7 +84,12 @@ def bad_nodes(run: RunDir, job: Mapping[str, Any]) -> list[str]:
     return bad if len(others) >= int(job.get("nodes") or 1) else []
 
 
-def _silent(problem: str) -> PkuslurmError:
+def now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def silent(problem: str) -> PkuslurmError:
+    """What a question that Slurm did not answer is raised as."""
     return PkuslurmError(f"Slurm does not answer ({problem}); try again later")
 
 
@@ -97,7 +102,7 @@ def cancel(run: RunDir) -> bool:
             commands.cancel(sorted(set(living.values())))
         if living or any(entry.get("job_id") is None for entry in document["jobs"].values()):
             # from now on what never started was cancelled, not skipped
-            document["cancelled"] = datetime.now().astimezone().isoformat(timespec="seconds")
+            document["cancelled"] = now()
             write_json(run.run_json, document)
     deadline = time.monotonic() + END_SECONDS
     while living and alive(document):

@@ -13,7 +13,8 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,53 @@ FIND_SECONDS = 60.0
 ABSENT_SECONDS = 3.0
 
 
-def script(jobs: Sequence[Mapping[str, Any]], dependencies: Sequence[str], hold: bool) -> str:
-    """The sbatch script of a job file's job, or of several in one allocation (cluster.pack), one after another.
+@dataclass(frozen=True)
+class Array:
+    """Many points' jobs of one kind as one array: element i works in the directory of line i of ``table``."""
 
-    It is the text that is submitted, and that a dry run prints. Pure.
+    sweep: Path
+    table: Path
+    count: int
+    at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One sbatch. ``jobs``: the job file of the one job, or those of a chain in one allocation (cluster.pack).
+
+    ``dependency`` is Slurm's expression; ``jobs`` of an ``array`` are those of its first element.
     """
-    largest = max(jobs, key=lambda job: int(job["nodes"]))
-    command = " &&\n".join(_command(job) for job in jobs)
+
+    key: str
+    jobs: Sequence[Mapping[str, Any]]
+    dependency: str = ""
+    hold: bool = False
+    array: Array | None = None
+
+    @property
+    def largest(self) -> Mapping[str, Any]:
+        return max(self.jobs, key=lambda job: int(job["nodes"]))
+
+    @property
+    def name(self) -> str:
+        return "pack" if self.largest["request"].get("pack") else str(self.largest["kind"])
+
+    @property
+    def place(self) -> Path:
+        return self.array.sweep if self.array else Path(self.largest["run_dir"])
+
+    @property
+    def folder(self) -> Path:
+        return RunDir(self.place).logs / ".slurm"
+
+
+def script(submission: Submission) -> str:
+    """The sbatch script: the text that is submitted, and that a dry run prints. Pure."""
+    array = submission.array
+    command = " &&\n".join(_command(job, array) for job in submission.jobs)
+    count = {"map_count": array.count, "array_parallelism": array.at_once or array.count} if array else {}
     text: str = submitit_slurm._make_sbatch_string(
-        command=command, folder=_folder(largest), **_parameters(largest, dependencies, hold)
+        command=command, folder=submission.folder, **count, **_parameters(submission)
     )
     return text
 
@@ -54,26 +93,23 @@ def groups(jobs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     return [list(jobs)] if jobs and jobs[0]["request"].get("pack") else [[job] for job in jobs]
 
 
-def _folder(job: Mapping[str, Any]) -> Path:
-    return RunDir(Path(job["run_dir"])).logs / ".slurm"
-
-
-def _parameters(job: Mapping[str, Any], dependencies: Sequence[str], hold: bool) -> dict[str, Any]:
+def _parameters(submission: Submission) -> dict[str, Any]:
     """submitit's parameters. Nothing is left to its defaults (5 minutes, USR2@90, wckey) or to the user's shell."""
+    job = submission.largest
     request, options = job["request"], dict(job["request"]["options"])
     known = submitit_slurm._get_default_parameters()
     # as submitit knows them; what it does not know it passes through
     asked = {name: options.pop(name) for name in list(options) if name in known}
     further = {
-        "chdir": job["run_dir"],
+        "chdir": str(submission.place),
         "kill-on-invalid-dep": "yes",  # else an orphan waits for ever
         "requeue": True,  # also where the site's default is not to: after a node's failure Slurm does it by itself
-        "output": str(_folder(job) / f"{'pack' if request.get('pack') else job['kind']}-%j.out"),
+        "output": str(submission.folder / f"{submission.name}-{'%A_%a' if submission.array else '%j'}.out"),
     }
-    if hold:
+    if submission.hold:
         further["hold"] = True  # released when the chain is whole
-    if dependencies:
-        asked["dependency"] = "afterok:" + ":".join(dependencies)
+    if submission.dependency:
+        asked["dependency"] = submission.dependency
     return {
         "time": None,
         "wckey": None,
@@ -81,17 +117,23 @@ def _parameters(job: Mapping[str, Any], dependencies: Sequence[str], hold: bool)
         "stderr_to_stdout": True,
         "use_srun": False,  # ours has more to say
         **asked,
-        "job_name": job["key"],
+        "job_name": submission.key,
         "nodes": job["nodes"],
         "ntasks_per_node": 1,
-        "setup": _setup(job),
+        "setup": _setup(job, submission.array),
         "additional_parameters": options | further,
     }
 
 
-def _setup(job: Mapping[str, Any]) -> list[str]:
-    """cluster.setup, each line's failure an end in words; then where the ranks meet."""
+def _setup(job: Mapping[str, Any], array: Array | None) -> list[str]:
+    """Of an array's element its directory; cluster.setup, each line's failure an end in words; where the ranks meet."""
     lines = [f"umask {job['request']['umask']}"]  # srun makes the logs
+    if array is not None:
+        sweep, table = shlex.quote(str(array.sweep)), shlex.quote(str(array.table))
+        lines += [
+            f'PKUSLURM_RUN=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {table}) && '
+            f'cd {sweep}/"${{PKUSLURM_RUN:?is not in the table}}" && mkdir -p logs || exit 1'
+        ]
     for text in job["request"]["setup"]:
         if all(not line.strip() or line.strip().startswith("#") for line in text.splitlines()):
             continue  # bash takes no { } with nothing in it
@@ -104,17 +146,23 @@ def _setup(job: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _command(job: Mapping[str, Any]) -> str:
+def _command(job: Mapping[str, Any], array: Array | None) -> str:
     """One task a node. Since 22.05 srun takes no --cpus-per-task from the job; a binding would put all ranks on it."""
-    run, nodes = RunDir(Path(job["run_dir"])), job["nodes"]
+    run, kind, nodes = RunDir(Path(job["run_dir"])), job["kind"], job["nodes"]
     words = [
         *("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"),
         *("--kill-on-bad-exit=1", "--cpu-bind=none", "--export=ALL", "--input=none", "--unbuffered"),
-        *("--open-mode=append", f"--output={run.logs / job['kind']}-%j_%t.log"),
+        "--open-mode=append",
     ]
     if cpus := job["request"]["options"].get("cpus_per_task"):
         words.append(f"--cpus-per-task={cpus}")
-    return shlex.join([*words, *job["worker"]])
+    if array is None:
+        return shlex.join([*words, f"--output={run.logs / kind}-%j_%t.log", *job["worker"]])
+    here = f'{shlex.quote(str(array.sweep))}/"$PKUSLURM_RUN"'
+    return (
+        f"{shlex.join(words)} --output={here}/logs/{kind}-%A_%a_%t.log "
+        f"{shlex.join(job['worker'][:-1])} {here}/jobs/{kind}.json"
+    )
 
 
 class _Executor(submitit_slurm.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
@@ -153,18 +201,25 @@ def send(run: RunDir, document: dict[str, Any], kinds: Sequence[str]) -> None:
                 jobs[kind]["held"] = False
                 write_json(run.run_json, document)
     except (PkuslurmError, OSError, KeyboardInterrupt) as error:
-        if isinstance(error, Refused) and _taken_back(jobs, kinds):
+        if isinstance(error, Refused) and take_back(jobs[kind] for kind in kinds):
             raise
         done = [kind for kind in kinds if jobs[kind].get("job_id")]
-        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         raise PartlySubmitted(
-            f"{run.run_id}: {why}; submitted so far: {', '.join(done) or 'nothing'}, and held until all are; "
+            f"{run.run_id}: {why(error)}; submitted so far: {', '.join(done) or 'nothing'}, and held until all are; "
             f"go on with: pkuslurm retry {shlex.quote(run.run_id)}"
         ) from None
 
 
 class Refused(PkuslurmError):
     """Slurm will never take it as it is, and nothing of its chain is in the queue."""
+
+
+class Full(PkuslurmError):
+    """A limit on how many jobs one may have in the queue: later it will be taken."""
+
+
+def why(error: BaseException) -> str:
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
 
 
 def _read_job(run: RunDir, kind: str) -> dict[str, Any]:
@@ -178,53 +233,63 @@ def _submit_group(run: RunDir, document: dict[str, Any], group: Sequence[Mapping
     """Submit what becomes one Slurm job, after the parents that are not complete yet."""
     own = [job["kind"] for job in group]
     entries = [document["jobs"][kind] for kind in own]
-    key = group[0]["key"]
     outside = [name for job in group for name in job["parents"] if name not in own]
     waiting = [name for name in outside if marker.doubt(run, run.run_id, name) is not None]
-    parents = [str(document["jobs"][name]["job_id"]) for name in waiting]
-    before = entries[0].get("asked") is not None  # an earlier launcher asked and did not live to hear the answer
-    for entry in entries:
-        entry.update(key=key, asked=_now(), held=not parents)
-    write_json(run.run_json, document)
-    job_id = _find(key) if before else None
-    if job_id is None:
-        job_id = _sbatch(group[0], script(group, parents, hold=not parents))
+    after = ":".join(str(document["jobs"][name]["job_id"]) for name in waiting)
+    submission = Submission(group[0]["key"], group, f"afterok:{after}" if after else "", hold=not after)
+    hand_in(submission, entries, lambda: write_json(run.run_json, document))
     for entry, job in zip(entries, group, strict=True):
-        entry.update(job_id=job_id, first_attempt=job["first_attempt"])
+        entry["first_attempt"] = job["first_attempt"]
     write_json(run.run_json, document)
 
 
-def _sbatch(job: Mapping[str, Any], text: str, again: bool = True) -> str:
-    folder = _folder(job)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def hand_in(submission: Submission, entries: Sequence[dict[str, Any]], save: Callable[[], object]) -> None:
+    """Submit it, or find it where an earlier launcher asked and did not live to hear the answer.
+
+    The key is written into ``entries`` (of a description that ``save`` writes) before sbatch is called, the id after.
+    """
+    before = entries[0].get("asked") is not None
+    for entry in entries:
+        entry.update(key=submission.key, asked=_now(), held=submission.hold)
+    save()
+    job_id = _find(submission.key) if before else None
+    if job_id is None:
+        job_id = _sbatch(submission, script(submission))
+    for entry in entries:
+        entry["job_id"] = job_id
+    save()
+
+
+def _sbatch(submission: Submission, text: str, again: bool = True) -> str:
+    submission.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     quiet = io.StringIO()
     try:
         # Ctrl-C reaches sbatch too, which then would not tell whether it has submitted; `retry` finds it by its key
         with _interrupted_later(), contextlib.redirect_stderr(quiet):
-            return str(_Executor(folder, text)._submit_command("").job_id)
+            return str(_Executor(submission.folder, text)._submit_command("").job_id)
     except FailedJobError as error:
         words = str(error) or quiet.getvalue()
         if refusals.certain(words):
-            refused = refusals.in_words(job, words)
-            raise (PkuslurmError if refusals.for_now(words) else Refused)(refused) from None
+            refused = refusals.in_words(submission.largest, words)
+            raise (Full if refusals.for_now(words) else Refused)(refused) from None
     except FailedSubmissionError as error:
         words = str(error)  # it went well, and said so in words of the site's own
-    job_id = _find(job["key"])
+    job_id = _find(submission.key)
     if job_id is not None:
         return job_id
     if again:
-        return _sbatch(job, text, again=False)
-    raise PkuslurmError(f"Slurm did not take {job['kind']} ({refusals.summary(words)})")
+        return _sbatch(submission, text, again=False)
+    raise PkuslurmError(f"Slurm did not take {submission.name} ({refusals.summary(words)})")
 
 
 def _find(key: str) -> str | None:
-    """The job called ``key``; None: Slurm has none. Raises PkuslurmError where the controller does not say."""
+    """The job or array called ``key``; None: Slurm has none. Raises PkuslurmError where the controller does not say."""
     deadline = time.monotonic() + FIND_SECONDS
     absent = False
     while True:
         answer = commands.by_name(key)
         if answer.rows:
-            return next(iter(answer.rows))
+            return next(iter(answer.rows)).partition("_")[0]
         if answer.complete and absent:
             return None
         absent = answer.complete
@@ -233,10 +298,10 @@ def _find(key: str) -> str | None:
         time.sleep(ABSENT_SECONDS)
 
 
-def _taken_back(jobs: Mapping[str, Mapping[str, Any]], kinds: Sequence[str]) -> bool:
+def take_back(entries: Iterable[Mapping[str, Any]]) -> bool:
     """Cancel what of this submission is in the queue: it is held, so nothing of it has run."""
     try:
-        commands.cancel(str(jobs[kind]["job_id"]) for kind in kinds if jobs[kind].get("job_id"))
+        commands.cancel(str(entry["job_id"]) for entry in entries if entry.get("job_id"))
     except PkuslurmError:
         return False
     return True

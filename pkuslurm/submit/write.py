@@ -11,7 +11,9 @@ import socket
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from pkuslurm import __version__
@@ -30,15 +32,20 @@ def new_run_id(label: str) -> str:
     return f"{datetime.now():%Y%m%d-%H%M%S}-{safe}-{secrets.token_hex(2)}"
 
 
+def make_root(root: Path, mode: int) -> None:
+    """The folder of runs; under umask 077 a group would not get to its run. Raises OSError."""
+    if not root.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        if mode & 0o070:
+            os.chmod(root, mode)
+
+
 def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]) -> None:
     """Make the run directory and write all its files. Raises PkuslurmError, naming the path, where it cannot."""
     run = files.run
     mode = 0o750 if plan.config.access == "group" else 0o700
     try:
-        if not run.path.parent.is_dir():
-            run.path.parent.mkdir(parents=True, exist_ok=True)
-            if plan.config.access == "group":
-                os.chmod(run.path.parent, mode)  # under umask 077 the group would not get to its run
+        make_root(run.path.parent, mode)
         run.path.mkdir(mode=mode)  # not exist_ok: two launches never share a directory
     except OSError as error:
         raise PkuslurmError(f"run_root={run.path.parent}: {error.filename or run.path}: {error.strerror}") from None
@@ -49,7 +56,7 @@ def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: S
         os.chmod(run.path, mode)
         for name, text in files.texts.items():
             write_text(run.path / name, text)
-        write_json(run.run_json, _run_json(plan, files, overrides, settings))  # last: it makes the folder a run
+        write_json(run.run_json, run_json(plan, files, overrides, settings))  # last: it makes the folder a run
     except OSError as error:
         shutil.rmtree(run.path, ignore_errors=True)  # half a run is no run
         raise PkuslurmError(f"run_root={run.path.parent}: {error.filename or run.path}: {error.strerror}") from None
@@ -58,17 +65,18 @@ def create(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: S
         raise
 
 
-def _run_json(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]) -> dict[str, Any]:
+def run_json(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings: Sequence[Setting]) -> dict[str, Any]:
+    """What run.json says before anything is submitted."""
     config = plan.config
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": files.run.run_id,
-        "sweep": None,
+        "sweep": files.run.path.parent.name if files.run.is_point else None,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "name": config.name,
         "overrides": list(overrides),
         "cwd": os.getcwd(),  # relative paths in the overrides start here
-        "versions": _versions(),
+        "versions": versions(),
         "executor": config.cluster.executor,
         "host": socket.gethostname(),
         "launcher": None,
@@ -89,7 +97,8 @@ def _run_json(plan: RunPlan, files: RunFiles, overrides: Sequence[str], settings
     }
 
 
-def _versions() -> dict[str, str]:
+@cache
+def versions() -> dict[str, str]:
     found = {"pkuslurm": __version__, "python": platform.python_version(), "interpreter": sys.executable}
     for name in ("hydra-core", "omegaconf", "submitit", "llamafactory", "torch", "transformers", "peft"):
         try:

@@ -18,7 +18,7 @@ from pkuslurm.slurm.commands import Answer
 from pkuslurm.slurm.parse import Row
 from pkuslurm.submit import refusals
 from pkuslurm.submit.alone import alone, check_place
-from pkuslurm.submit.slurm import script
+from pkuslurm.submit.slurm import Submission, script
 from pkuslurm.worker.head import head
 
 
@@ -37,7 +37,7 @@ def job(folder: Path, **request: Any) -> dict[str, Any]:
     ],
 )
 def test_setup_lines_run_and_the_first_failure_ends_the_job(tmp_path: Path, setup: list[str], code: int) -> None:
-    text = script([job(tmp_path, setup=setup)], [], hold=False).partition("srun ")[0]
+    text = script(Submission("k", [job(tmp_path, setup=setup)])).partition("srun ")[0]
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=False)
     assert (done.returncode, "cluster.setup failed" in done.stderr) == (code, code == 1), done.stderr
 

@@ -7,18 +7,22 @@ from pathlib import Path
 
 from pkuslurm.read.report.facts import gather
 from pkuslurm.read.report.page import page
+from pkuslurm.read.status import RunStatus
 from pkuslurm.rundir import RunDir, write_text
 
 
-def build(run_dir: Path) -> str:
-    """The page as text. A run that is unfinished, failed or damaged gives a page that says what is missing."""
-    return page(gather(run_dir))
+def build(run_dir: Path, now: RunStatus | None = None) -> str:
+    """The page as text. A run that is unfinished, failed or damaged gives a page that says what is missing.
+
+    ``now``: how the run stands, where the caller knows it already.
+    """
+    return page(gather(run_dir, now))
 
 
-def write(run_dir: Path) -> Path:
+def write(run_dir: Path, now: RunStatus | None = None) -> Path:
     """Write the run's report.html, whole or not at all; returns its path. Raises OSError."""
     path = RunDir(run_dir).report
-    write_text(path, build(run_dir))
+    write_text(path, build(run_dir, now))
     return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from pkuslurm.read.report.facts import Point
@@ -43,31 +43,43 @@ def chart(losses: Sequence[Point], evals: Sequence[Point], unit: str, width: int
     """The curves in a drawing of ``width`` × ``height``; at least one point is needed. ``unit`` names the y axis."""
     everything = [*losses, *evals]
     steps, values = [step for step, _ in everything], [value for _, value in everything]
-    y_ticks = ticks(min(0.0, *values) if min(values) < 0.5 * max(values) else min(values), max(values), 5)
-    x_low, x_high = min(steps), max(steps)
-    if x_low == x_high:
-        x_low, x_high = x_low - 1, x_high + 1
-    frame = Frame(width, height, x_low, x_high, y_ticks[0], y_ticks[-1])
-    x_ticks = [tick for tick in ticks(x_low, x_high, max(3, width // 110)) if x_low <= tick <= x_high]
-    parts = [_grid(frame, [tick for tick in x_ticks if tick == int(tick)], y_ticks, unit)]
+    frame, axes = framed(Frame(width, height, min(steps), max(steps), min(values), max(values)), unit)
+    parts = [axes]
     # more than one a pixel would only blacken the drawing
     most = min(MOST_POINTS, width)
     if losses:
         smooth = smoothed(losses) if len(losses) >= SMOOTHED_FROM else None
-        parts.append(_line(frame, decimated(losses, most), "raw" if smooth else "loss"))
+        parts.append(line(frame, decimated(losses, most), "raw" if smooth else "loss"))
         if smooth:
-            parts.append(_line(frame, decimated(smooth, most), "loss"))
-        parts.append(_end(frame, losses[-1], "loss"))
+            parts.append(line(frame, decimated(smooth, most), "loss"))
+        parts.append(end(frame, losses[-1], "loss"))
     if evals:
-        parts.append(_line(frame, decimated(evals, most), "eval"))
-        parts += [_dot(frame, point, "eval") for point in (evals if len(evals) <= 60 else evals[-1:])]
+        parts.append(line(frame, decimated(evals, most), "eval"))
+        parts += [dot(frame, point, "eval") for point in (evals if len(evals) <= 60 else evals[-1:])]
         if not losses or abs(frame.y(evals[-1][1]) - frame.y(losses[-1][1])) > 14:
-            parts.append(_end(frame, evals[-1], "eval"))
-    words = describe(losses, evals)
+            parts.append(end(frame, evals[-1], "eval"))
+    return drawing(width, height, style, ("损失曲线 Loss curve", describe(losses, evals)), parts)
+
+
+def framed(data: Frame, unit: str) -> tuple[Frame, str]:
+    """``data`` with its ranges widened to round numbers, and its axes and grid."""
+    low, high = data.y_low, data.y_high
+    y_ticks = ticks(min(0.0, low) if low < 0.5 * high else low, high, 5)
+    x_low, x_high = data.x_low, data.x_high
+    if x_low == x_high:
+        x_low, x_high = x_low - 1, x_high + 1
+    x_ticks = [tick for tick in ticks(x_low, x_high, max(3, data.width // 110)) if x_low <= tick <= x_high]
+    frame = replace(data, x_low=x_low, x_high=x_high, y_low=y_ticks[0], y_high=y_ticks[-1])
+    return frame, grid(frame, [tick for tick in x_ticks if tick == int(tick)], y_ticks, unit)
+
+
+def drawing(width: int, height: int, style: str, words: tuple[str, str], parts: Sequence[str]) -> str:
+    """``parts`` as one picture; ``words``: its title, and what it shows for whoever does not see it."""
+    title, description = words
     return (
         f'<svg class="chart {style}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-labelledby="t-{style} d-{style}"><title id="t-{style}">损失曲线 Loss curve</title>'
-        f'<desc id="d-{style}">{plain(words)}</desc>\n' + "\n".join(parts) + "\n</svg>"
+        f'aria-labelledby="t-{style} d-{style}"><title id="t-{style}">{plain(title)}</title>'
+        f'<desc id="d-{style}">{plain(description)}</desc>\n' + "\n".join(parts) + "\n</svg>"
     )
 
 
@@ -123,7 +135,7 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def _grid(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], unit: str) -> str:
+def grid(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], unit: str) -> str:
     low, right = frame.height - frame.bottom, frame.width - frame.right
     digits = 0
     if len(y_ticks) > 1:
@@ -148,17 +160,15 @@ def _grid(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], unit
     return "".join(parts)
 
 
-def _line(frame: Frame, points: Sequence[Point], style: str) -> str:
+def line(frame: Frame, points: Sequence[tuple[float, float]], style: str) -> str:
     path = "M" + "L".join(f"{frame.x(step):.1f} {frame.y(value):.1f}" for step, value in points)
     return f'<path class="{style}" d="{path}"/>'
 
 
-def _dot(frame: Frame, point: Point, style: str) -> str:
+def dot(frame: Frame, point: Point, style: str) -> str:
     return f'<circle class="{style}" cx="{frame.x(point[0]):.1f}" cy="{frame.y(point[1]):.1f}" r="3"/>'
 
 
-def _end(frame: Frame, point: Point, style: str) -> str:
+def end(frame: Frame, point: Point, style: str) -> str:
     x, y = frame.x(point[0]), frame.y(point[1])
-    return (
-        _dot(frame, point, style) + f'<text class="end {style}" x="{x + 7:.1f}" y="{y + 4:.1f}">{point[1]:.3g}</text>'
-    )
+    return dot(frame, point, style) + f'<text class="end {style}" x="{x + 7:.1f}" y="{y + 4:.1f}">{point[1]:.3g}</text>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pkuslurm.read.job import JobStatus
 from pkuslurm.read.report.facts import Facts, number, objekt
@@ -13,6 +13,7 @@ from pkuslurm.read.report.words import KINDS, PHASES, tone
 from pkuslurm.read.text import between, duration
 
 LONGEST_VALUE = 400
+DIFFERING = ("只列出与默认值不同的设置", "only what differs from the defaults")
 
 
 def timings(facts: Facts) -> str:
@@ -79,7 +80,12 @@ def jobs(facts: Facts) -> str:
 
 
 def settings(facts: Facts) -> str:
-    found = facts.now.document.get("settings")
+    return settings_of(facts.now.document)
+
+
+def settings_of(document: Mapping[str, object], words: tuple[str, str] = DIFFERING) -> str:
+    """What a run's document says is not as by default; ``words``: what stands above the table."""
+    found = document.get("settings")
     rows = []
     for item in found if isinstance(found, list) else []:
         if isinstance(item, dict):
@@ -95,16 +101,21 @@ def settings(facts: Facts) -> str:
         body = missing("没有与默认值不同的设置。", "No setting differs from its default.")
         return section("settings", "设置", "Settings", body)
     header = [("键", "key"), ("值", "value"), ("默认", "default"), ("来源", "origin")]
-    body = f'<p class="muted">{both("只列出与默认值不同的设置", "only what differs from the defaults")}</p>'
+    body = f'<p class="muted">{both(*words)}</p>'
     return section("settings", "设置", "Settings", body + table(header, rows, "cards"))
 
 
 def versions(facts: Facts) -> str:
     """What launched and what computed: two interpreters, maybe on two machines."""
-    launched = _versions(facts.now.document.get("versions"))
+    return versions_of(facts.now.document, [facts.results[kind] for kind in ("prepare", "train", "merge", "infer")])
+
+
+def versions_of(document: Mapping[str, object], results: Sequence[Mapping[str, object]]) -> str:
+    """Those that ``document`` was written with, and those that the payloads with ``results`` say they ran with."""
+    launched = _versions(document.get("versions"))
     computed: dict[str, str] = {}
-    for kind in ("prepare", "train", "merge", "infer"):
-        computed |= _versions(facts.results[kind].get("versions"))
+    for result in results:
+        computed |= _versions(result.get("versions"))
     names = list(dict.fromkeys([*launched, *computed]))
     if not names:
         return section("versions", "版本", "Versions", missing("没有版本信息。", "No versions are known."))

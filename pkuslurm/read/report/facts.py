@@ -42,11 +42,11 @@ class Facts:
         return self.results.get(kind, {}) if self.completed(kind) else {}
 
 
-def gather(run_dir: Path) -> Facts:
-    """Read it. Never raises on damaged or missing files."""
+def gather(run_dir: Path, now: status.RunStatus | None = None) -> Facts:
+    """Read it (``now``: how it stands, where that is known). Never raises on damaged or missing files."""
     run = RunDir(run_dir)
-    now = status.read(run_dir)
-    losses, evals, not_finite = _losses(run)
+    now = now or status.read(run_dir)
+    losses, evals, not_finite = curves(run)
     return Facts(
         run=run,
         now=now,
@@ -98,7 +98,7 @@ def _state(now: status.RunStatus) -> str:
     return status.run_state([job for job in now.jobs if job is not own])
 
 
-def _losses(run: RunDir) -> tuple[tuple[Point, ...], tuple[Point, ...], int]:
+def curves(run: RunDir) -> tuple[tuple[Point, ...], tuple[Point, ...], int]:
     """The curves by step; where a resumed training went over a step again, its last word counts."""
     losses: dict[int, float] = {}
     evals: dict[int, float] = {}

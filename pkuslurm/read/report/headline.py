@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import PurePath
 
 from pkuslurm.read import rules
+from pkuslurm.read.job import JobStatus
 from pkuslurm.read.report.facts import Facts, number, objekt, share, word
 from pkuslurm.read.report.markup import both, text
 from pkuslurm.read.report.words import KINDS, STATES, tone
@@ -108,13 +109,18 @@ def _trouble(facts: Facts) -> str:
     """The first failure, in its own words; without one what an unfinished run still waits for."""
     if facts.now.reason:
         return f'<p class="trouble">{text(facts.now.reason)}</p>'
-    bad = [job for job in facts.now.jobs if job.state in (*rules.BROKEN, "UNKNOWN")]
-    bad = bad or [job for job in facts.now.jobs if job.state == "CANCELLED"]
-    if not bad:
+    job = first_trouble(facts.now.jobs)
+    if job is None:
         return ""
-    job = min(bad, key=lambda one: (one.state == "UNKNOWN", one.finished is None, _moment(one.finished)))
     name = both(KINDS.get(job.kind, ""), text(job.kind))
     return f'<p class="trouble"><b>{name}</b> {text(job.reason or STATES.get(job.state, job.state))}</p>'
+
+
+def first_trouble(jobs: Sequence[JobStatus]) -> JobStatus | None:
+    """The job that failed first; without one, one that is unknown or was cancelled."""
+    bad = [job for job in jobs if job.state in (*rules.BROKEN, "UNKNOWN")]
+    bad = bad or [job for job in jobs if job.state == "CANCELLED"]
+    return min(bad, key=lambda one: (one.state == "UNKNOWN", one.finished is None, _moment(one.finished)), default=None)
 
 
 def _moment(finished: str | None) -> float:
@@ -142,10 +148,10 @@ def _tiles(facts: Facts) -> str:
         tiles.append(("模板一致", "template equal", f"{same[0]}<small>/{same[1]}</small>"))
     if (seconds := _seconds(facts)) is not None:
         tiles.append(("用时", "time", duration(seconds)))
-    return _list(tiles) if tiles else ""
+    return listed(tiles) if tiles else ""
 
 
-def _list(tiles: Sequence[tuple[str, str, str]]) -> str:
+def listed(tiles: Sequence[tuple[str, str, str]]) -> str:
     cells = "".join(f"<div><dt>{both(one, other)}</dt><dd>{value}</dd></div>" for one, other, value in tiles)
     return f'<dl class="tiles">{cells}</dl>\n'
 

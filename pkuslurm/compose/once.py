@@ -1,0 +1,87 @@
+"""One point: what was typed becomes one checked Config, and who said what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pkuslurm.compose import composition, presets, typed
+from pkuslurm.compose.presets import Defaults
+from pkuslurm.compose.secrets import check_secrets
+from pkuslurm.compose.settings import blamed, origins_of, settings_of
+from pkuslurm.config.checks import check
+from pkuslurm.config.parse import parse_config
+from pkuslurm.config.schema import Config, Setting
+from pkuslurm.errors import PkuslurmError
+
+UNSWEPT = ": with -m it runs its sweep of "
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One point: the checked config, its YAML as it is kept (environment values by name), and who set what.
+
+    ``notes`` is what should be said about what was typed; nothing of it is wrong.
+    """
+
+    config: Config
+    yaml: str
+    overrides: tuple[str, ...]
+    choices: Mapping[str, str]
+    settings: tuple[Setting, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A composed point with what it was made of."""
+
+    composed: Composed
+    unresolved: Mapping[str, Any]
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+    unswept: tuple[str, ...]  # notes on the sweep that its experiment would make
+
+
+def compose_parts(
+    overrides: Sequence[str], roots: Sequence[Path], defaults: Defaults, shipped: Mapping[str, Any]
+) -> Parts:
+    """Compose ``overrides``, as typed, over the presets in ``roots``; settings differ from ``shipped``."""
+    wanted = typed.as_typed(overrides, roots)
+    unswept = _unswept(wanted, roots, defaults)
+    point = composition.compose(wanted, roots, defaults)
+    origins = origins_of(wanted, point.choices, roots, defaults)
+    try:
+        presets.check_files(point.choices, roots)
+        values, config = _checked(point)
+    except PkuslurmError as error:
+        raise blamed(error, origins) from None
+    settings = settings_of(values, shipped, origins)
+    notes = (*typed.notes(overrides), *unswept)
+    composed = Composed(config, point.yaml, tuple(overrides), point.choices, settings, notes)
+    return Parts(composed, point.unresolved, values, origins, unswept)
+
+
+def reload(yaml: str, overrides: Sequence[str]) -> Composed:
+    """The config of an existing run (its config.yaml) with further ``overrides``; its groups stay as chosen."""
+    point = composition.recompose(yaml, typed.as_typed(overrides, presets.roots(), choosing=False))
+    _, config = _checked(point)
+    return Composed(config, point.yaml, tuple(overrides), {}, (), typed.notes(overrides))
+
+
+def _unswept(wanted: Sequence[str], roots: Sequence[Path], defaults: Defaults) -> tuple[str, ...]:
+    """The note that an experiment has a sweep of its own; what is typed for one of its keys settles that key."""
+    said = {item.lstrip("+~").partition("=")[0]: item.partition("=")[2] for item in wanted}
+    name = said.get("experiment", defaults.choices.get("experiment"))
+    keys = [key for key in presets.sweep_of(name, roots) if key not in said]
+    return (f"experiment={name}{UNSWEPT}{', '.join(keys)}",) if keys else ()
+
+
+def _checked(point: composition.Point) -> tuple[dict[str, Any], Config]:
+    check_secrets(point.unresolved)
+    values = point.resolved()
+    config = parse_config(values)
+    check(config, point.choices)
+    return values, config

@@ -1,0 +1,255 @@
+"""``launch -m``: every point composed and checked, then all of them written, submitted or run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from pkuslurm.compose import Sweep, show
+from pkuslurm.config.schema import Config
+from pkuslurm.errors import PartlySubmitted, PkuslurmError
+from pkuslurm.paths import absolute
+from pkuslurm.plan.chains import Chain, chains
+from pkuslurm.plan.plan import JobSpec, RunPlan
+from pkuslurm.plan.resources import request
+from pkuslurm.points import Ready, ready
+from pkuslurm.read.find import find, remember, roots
+from pkuslurm.read.text import safe
+from pkuslurm.render.points import difference, share_key
+from pkuslurm.render.render import RunFiles, render
+from pkuslurm.render.text import labelled
+from pkuslurm.rundir import SHARED
+from pkuslurm.submit.write import new_run_id, run_json
+from pkuslurm.submit.write_sweep import Member, NewShare, SweepFiles, add, create, sweep_head
+from pkuslurm.sweepdir import SweepDir, is_sweep, load
+
+
+def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Checked, then printed where dry_run is set, else written and submitted or run. Its exit code."""
+    config = sweep.points[0].composed.config
+    old = _extended(config, environ)
+    root = Path(absolute(config.run_root))
+    if config.dry_run:
+        from pkuslurm.sweep_text import sweep_text
+
+        home = SweepDir(root / "RUN_ID")
+        points = ready(sweep, home, environ)
+        print(sweep_text(points, _files(home, points, sweep, typed, 0, {}), sweep.notes), end="")
+        return 0
+    home = old or SweepDir(root / new_run_id(config.name or f"sweep-{'-'.join(map(_short, sweep.keys))}"))
+    points = ready(sweep, home, environ)
+    return (_extend if old else _launch)(home, points, sweep, typed, environ)
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _extended(config: Config, environ: Mapping[str, str]) -> SweepDir | None:
+    """The sweep that is to be extended."""
+    if config.sweep.extend is None:
+        return None
+    path = find(config.sweep.extend, roots(None, environ))
+    if not is_sweep(path):
+        raise PkuslurmError(f"sweep.extend={config.sweep.extend}: this is a single run; name a sweep")
+    return SweepDir(path)
+
+
+def _launch(
+    home: SweepDir, points: Sequence[Ready], sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]
+) -> int:
+    files = _files(home, points, sweep, typed, 0, {})
+    create(files)
+    remember(home.path.parent, environ)
+    _announce(home, points, sweep.notes, len(files.shares))
+    return _start(home, points[0].config, _wanted(files, points), new=True)
+
+
+def _extend(
+    home: SweepDir, points: Sequence[Ready], sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]
+) -> int:
+    """Those that are not there yet; the shares that are there are used again."""
+    from pkuslurm.submit.alone import alone
+    from pkuslurm.submit.sweep_queue import save
+
+    with alone(home.own) as known:
+        there = {point["config"] for point in known["points"]}
+        fresh = [one for one in points if one.fingerprint not in there]
+        skipped = len(points) - len(fresh)
+        if skipped:
+            print(f"{home.sweep_id}: {skipped} of {len(points)} points are there already", file=sys.stderr)
+        if fresh:
+            if known["executor"] != fresh[0].config.cluster.executor:
+                raise PkuslurmError(
+                    f"sweep.extend={home.sweep_id}: it ran with cluster.executor={known['executor']}; choose that"
+                )
+            files = _files(home, fresh, sweep, typed, len(known["points"]), known.get("share_keys") or {})
+            try:
+                add(files)
+            except OSError as error:
+                raise PkuslurmError(f"{error.filename or home.path}: {error.strerror}") from None
+            known["points"] += [one.entry for one in files.members]
+            known["keys"] = list(dict.fromkeys([*known["keys"], *sweep.keys]))
+            known["share_keys"] = files.head["share_keys"]
+            save(home, known)
+    if not fresh:
+        print(home.path)
+        return 0
+    _announce(home, fresh, sweep.notes, len(files.shares))
+    return _start(home, fresh[0].config, _wanted(files, fresh), new=False)
+
+
+def _files(
+    home: SweepDir,
+    points: Sequence[Ready],
+    sweep: Sweep,
+    typed: Sequence[str],
+    first: int,
+    known_shares: Mapping[str, int],
+) -> SweepFiles:
+    """The sweep's files; points count from ``first``, and use shares that are there (by their keys)."""
+    config = points[0].config
+    keys, shares, members = dict(known_shares), list[NewShare](), list[Member]()
+    families: dict[int, Mapping[str, str]] = {}
+    numbers: dict[tuple[object, ...], int] = {}
+    for number, one in enumerate(points, first):
+        share = None
+        if "prepare" in one.files.jobs:
+            key = hashlib.sha256(share_key(one.files.jobs["prepare"]).encode()).hexdigest()[:16]
+            if key not in keys:
+                keys[key] = len(keys)
+                shares.append(_share(home, one, keys[key]))
+            share = keys[key]
+        # called after the first point in it, so that points that are added later have others
+        family = numbers.setdefault((one.point.family, *one.files.texts), number)
+        common = families.setdefault(family, one.files.texts)
+        document = run_json(one.steps, one.files, one.point.overrides, one.point.composed.settings)
+        document["label"] = one.point.label
+        document["texts"] = {"family": family, "changes": difference(common, one.files.texts)}
+        entry = {
+            "n": number,
+            "label": one.point.label,
+            "values": dict(one.point.values),
+            "config": one.fingerprint,
+            "shared": share,
+            "asks": hashlib.sha256(one.asks.encode()).hexdigest()[:16],
+        }
+        members.append(Member(entry, document))
+    group = config.access == "group"
+    head = sweep_head(home.sweep_id) | {
+        "name": config.name,
+        "overrides": list(typed),
+        "executor": config.cluster.executor,
+        "pipeline": list(points[0].steps.kinds),
+        "metric": config.sweep.metric,
+        "direction": config.sweep.direction,
+        "keep_merged": config.sweep.keep_merged,
+        "array_parallelism": config.cluster.array_parallelism,
+        "arrays": config.cluster.arrays,
+        "keys": list(sweep.keys),
+        "share_keys": keys,
+    }
+    report = _report(home, points[0])
+    return SweepFiles(home, head, members, shares, families, report, 0o750 if group else 0o700)
+
+
+def _share(home: SweepDir, one: Ready, number: int) -> NewShare:
+    """The prepare of ``one``, in a directory of its own, for all that need the same."""
+    steps = RunPlan(one.config, tuple(job for job in one.steps.jobs if job.kind == "prepare"))
+    whole = render(one.steps, one.inputs, home.shared(number), one.point.composed.yaml, sys.executable)
+    jobs = {"prepare": whole.jobs["prepare"]}
+    texts = {name: whole.texts[name] for name in ("jobs/prepare.json", "dataset_info.json") if name in whole.texts}
+    files = RunFiles(whole.run, texts, jobs)
+    document = run_json(steps, files, one.point.overrides, one.point.composed.settings) | {"sweep": home.sweep_id}
+    return NewShare(number, texts, document)
+
+
+def _report(home: SweepDir, one: Ready) -> str:
+    """The job file of the sweep's own last job."""
+    job = JobSpec("report", (), 1, 1, request(one.config, "report"))
+    files = render(RunPlan(one.config, (job,)), one.inputs, home.own, "", sys.executable)
+    described = dict(files.jobs["report"])
+    if described.get("request"):
+        described["request"] |= {"pack": False}
+    described |= {"key": f"{home.sweep_id}-report", "command": [*described["command"], "--last"]}
+    return json.dumps(described, ensure_ascii=False, indent=1) + "\n"
+
+
+def _wanted(files: SweepFiles, points: Sequence[Ready]) -> list[Chain]:
+    """What is to be submitted: the shares first."""
+    from pkuslurm.slurm import commands
+
+    config = points[0].config
+    if config.cluster.executor != "slurm":
+        return []
+    most = commands.most_elements() if config.cluster.arrays else 1
+    if not most:
+        raise PkuslurmError("cluster.arrays=true: this cluster takes no job arrays; write cluster.arrays=false")
+    shares = {f"{SHARED}/{share.number}": (("prepare",), "") for share in files.shares}
+    members = {
+        str(member.entry["n"]): (tuple(kind for kind in one.steps.kinds if kind != "prepare"), one.asks)
+        for member, one in zip(files.members, points, strict=True)
+    }
+    alone = {name: what for name, what in members.items() if what[0]}  # pipeline.jobs=[prepare]: the shares are all
+    return [*chains(shares, most), *chains(alone, most)]
+
+
+def _announce(home: SweepDir, points: Sequence[Ready], notes: Sequence[str], shares: int) -> None:
+    """What will be done, before anything starts."""
+    first = points[0]
+    with suppress(OSError):
+        many = f"{len(points)} point{'s' if len(points) > 1 else ''}"
+        print(f"sweep {home.sweep_id}: {many}, {shares} to prepare", file=sys.stderr)
+        for name, text in first.inputs.facts:
+            print(f"{name:<8} {safe(text)}", file=sys.stderr)
+        varied = set(first.point.values)
+        own = [item for item in first.point.composed.settings if not re.fullmatch(r"\w+=[\w.-]+", item.origin)]
+        for line in show([item for item in own if item.key not in varied]).splitlines():
+            print(f"set      {safe(line)}", file=sys.stderr)
+        said = [*notes, *(note for one in points for note in one.inputs.notes)]
+        for note in dict.fromkeys(said):
+            print(safe(labelled(note)), file=sys.stderr)
+
+
+def _start(home: SweepDir, config: Config, wanted: Sequence[Chain], new: bool) -> int:
+    if config.cluster.executor != "slurm":
+        from pkuslurm.sweep import run_here
+
+        return run_here(home, config.cluster.array_parallelism or 1)
+    return _submit(home, config, wanted, new)
+
+
+def _submit(home: SweepDir, config: Config, wanted: Sequence[Chain], new: bool) -> int:
+    from pkuslurm.submit.alone import alone
+    from pkuslurm.submit.arrays import send
+    from pkuslurm.submit.slurm import Refused
+    from pkuslurm.submit.sweep_queue import living
+    from pkuslurm.sweep import follow, not_all, submitted
+
+    try:
+        with alone(home.own) as sweep:
+            left = send(home, sweep, wanted, [] if new else living(home, sweep))
+    except PartlySubmitted:
+        print(home.path, flush=True)
+        raise
+    except Refused:
+        if new:
+            shutil.rmtree(home.path, ignore_errors=True)  # nothing of it is in the queue
+        raise
+    with suppress(OSError):
+        print(submitted(load(home) or {}), file=sys.stderr)
+        command = f"{shlex.quote(sys.executable)} -m pkuslurm"
+        print(f"next     {command} status {shlex.quote(home.sweep_id)}", file=sys.stderr)
+    code = follow(home, float(config.cluster.poll_seconds)) if config.wait else 0
+    with suppress(OSError):
+        print(home.path, flush=True)
+    if left and not config.wait:
+        raise PartlySubmitted(not_all(home, left))
+    return code

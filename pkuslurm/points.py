@@ -1,0 +1,81 @@
+"""A sweep's points, each checked as a single run is, before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from pkuslurm.compose import Sweep, SweepPoint
+from pkuslurm.config.built import check_built
+from pkuslurm.config.schema import Config
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import absolute
+from pkuslurm.plan.inputs import Inputs
+from pkuslurm.plan.plan import RunPlan, plan
+from pkuslurm.preflight.resolve import Seen, check_machine, resolve
+from pkuslurm.preflight.slurm import check_login_node, check_slurm
+from pkuslurm.render.render import RunFiles, render
+from pkuslurm.rundir import ANY_POINT, RunDir
+from pkuslurm.sweepdir import SweepDir
+
+# What of a configuration says how it is launched, not what comes of it: points that differ in it alone are the same.
+_NOT_RESULT = ("name", "wait", "dry_run", "here", "run_root", "cache_root", "notes", "sweep", "access")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A point that has passed all checks. ``files``: for any point; ``asks``: what its jobs ask for, as text."""
+
+    point: SweepPoint
+    config: Config
+    steps: RunPlan
+    inputs: Inputs
+    files: RunFiles
+    fingerprint: str
+    asks: str
+
+
+def ready(sweep: Sweep, home: SweepDir, environ: Mapping[str, str]) -> list[Ready]:
+    """All points, checked as single runs are. Raises PkuslurmError that names the first bad one."""
+    seen, asked = Seen(), set[str]()
+    found = []
+    for number, point in enumerate(sweep.points):
+        try:
+            one = _ready(point, home, environ, seen)
+            if not one.config.dry_run and one.asks not in asked:
+                asked.add(one.asks)
+                check_machine(one.config, one.inputs)
+                if one.config.cluster.executor == "slurm":
+                    check_slurm(one.steps)
+                else:
+                    check_login_node(one.config, environ)
+        except PkuslurmError as error:
+            where = f"point {number} ({point.label}): " if len(sweep.points) > 1 else ""
+            raise PkuslurmError(f"{where}{error}") from None
+        found.append(one)
+    return found
+
+
+def _ready(point: SweepPoint, home: SweepDir, environ: Mapping[str, str], seen: Seen) -> Ready:
+    composed = point.composed
+    config = replace(
+        composed.config, run_root=absolute(composed.config.run_root), cache_root=absolute(composed.config.cache_root)
+    )
+    typed = [item.key for item in composed.settings if item.origin == "command line"]
+    check_built(config, [item.key for item in composed.settings], typed)
+    whole = plan(config)
+    steps = RunPlan(config, tuple(job for job in whole.jobs if job.kind != "report"))  # the sweep has one for all
+    inputs = resolve(config, environ, lenient=config.dry_run, seen=seen)
+    files = render(steps, inputs, RunDir(home.path / ANY_POINT), composed.yaml, sys.executable)
+    texts = {name: text for name, text in files.texts.items() if name != "jobs/prepare.json"}
+    asks = {
+        kind: [job[name] for name in ("nodes", "nproc_per_node")] + [job.get("request"), job.get("worker")]
+        for kind, job in files.jobs.items()
+        if kind != "prepare"
+    }
+    result = {name: value for name, value in asdict(config).items() if name not in _NOT_RESULT}
+    fingerprint = hashlib.sha256(json.dumps(result, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return Ready(point, config, steps, inputs, replace(files, texts=texts), fingerprint, json.dumps(asks))

@@ -1,0 +1,188 @@
+"""A sweep that exists: run here, followed, gone on with, cancelled. The jobs on Slurm do not need us."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pkuslurm.errors import PartlySubmitted, PkuslurmError
+from pkuslurm.plan.chains import Chain
+from pkuslurm.read import sweep as reading
+from pkuslurm.read.present_sweep import line
+from pkuslurm.read.report import leaderboard
+from pkuslurm.read.rules import ENDED
+from pkuslurm.read.sweep import SweepStatus
+from pkuslurm.read.text import safe
+from pkuslurm.render.render import worker_command
+from pkuslurm.submit import queue
+from pkuslurm.submit.alone import alone, check_place
+from pkuslurm.submit.attempt_numbers import once_more
+from pkuslurm.submit.local import check_owner
+from pkuslurm.submit.sweep_again import open_points, wanted
+from pkuslurm.sweepdir import SweepDir, load
+
+# so many looks in a row at which nothing is told, before it is given up: a controller may be away for a while
+MOST_UNKNOWN = 20
+
+
+def run_here(home: SweepDir, at_once: int) -> int:
+    """Run what is not complete on this machine, then the report over all. The command's exit code."""
+    from pkuslurm.submit.local_sweep import run_sweep
+
+    sweep = load(home) or {"points": []}
+    points = [int(point["n"]) for point in sweep["points"]]
+    code = run_sweep(home, at_once, points, lambda line: print(line, file=sys.stderr, flush=True))
+    if code != 130:
+        _report_here(home)
+    with suppress(OSError):
+        closing(reading.read(home.path))
+        print(home.path, flush=True)
+    return code
+
+
+def _report_here(home: SweepDir) -> None:
+    """The sweep's own job, as Slurm would run it."""
+    once_more(home.own, "report")
+    log = home.own.log("report", "local-1", 0)
+    with log.open("ab") as stream:
+        subprocess.run(worker_command(sys.executable, home.own, "report"), stdout=stream, stderr=stream, check=False)
+
+
+def closing(now: SweepStatus) -> None:
+    """The end of a sweep on the screen."""
+    with suppress(OSError):
+        print(line(now), file=sys.stderr)
+        found = leaderboard.board(now)
+        first = leaderboard.best(found.rows)
+        if first is not None:
+            value = "" if first.metric is None else f", {found.metric} {first.metric:.4g}"
+            print(f"best     {now.sweep_id}/{first.n}  {safe(first.label)}{value}", file=sys.stderr)
+        if now.path.joinpath("report.html").exists():
+            print(f"report   {safe(now.path / 'report.html')}", file=sys.stderr)
+        verb = "status" if now.state == "COMPLETED" else "retry"
+        print(f"next     {_command()} {verb} {shlex.quote(now.sweep_id)}", file=sys.stderr)
+
+
+def _command() -> str:
+    return f"{shlex.quote(sys.executable)} -m pkuslurm"
+
+
+def submitted(sweep: Mapping[str, Any]) -> str:
+    """What went to Slurm last, in one line."""
+    kinds: dict[str, list[str]] = {}
+    for group in sweep.get("groups", ()):
+        for kind, job in group["jobs"].items():
+            if job.get("job_id") and group["members"]:
+                kinds.setdefault(kind, []).append(str(job["job_id"]))
+    told = [f"{kind} {ids[0] if len(ids) == 1 else f'{len(ids)} jobs'}" for kind, ids in kinds.items()]
+    if report := sweep.get("jobs", {}).get("report", {}).get("job_id"):
+        told.append(f"report {report}")
+    return f"submitted {', '.join(told) or 'nothing'}; they go on by themselves"
+
+
+def unsent(sweep: Mapping[str, Any]) -> list[int]:
+    """The points that were never submitted."""
+    known = {member for group in sweep["groups"] for member in group["members"]}
+    return [point["n"] for point in sweep["points"] if str(point["n"]) not in known and not point.get("alone")]
+
+
+def not_all(home: SweepDir, left: Sequence[Chain]) -> str:
+    """Why not all is in the queue, and what to do."""
+    points = sum(len(chain.members) for chain in left)
+    return (
+        f"{home.sweep_id}: {points} points are over the limit on how many jobs you may have in the queue, and not yet "
+        f"submitted; `pkuslurm retry {home.sweep_id}` goes on when there is room, wait=true by itself"
+    )
+
+
+def retry(home: SweepDir) -> int:
+    """All that is neither complete nor in the queue. The command's exit code."""
+    check_owner(home.own)
+    sweep = load(home)
+    if sweep is None:
+        raise PkuslurmError(f"{home.sweep_json}: it cannot be read as a sweep's description")
+    check_place(home.own)
+    if sweep["executor"] != "slurm":
+        if not open_points(home, sweep):
+            return _nothing(home)
+        return run_here(home, int(sweep.get("array_parallelism") or 1))
+    before = len(sweep["groups"])
+    left = go_on(home)
+    now = load(home) or sweep
+    fresh = now | {"groups": now["groups"][before:]}
+    if left:
+        print(home.path, flush=True)
+        raise PartlySubmitted(not_all(home, left))
+    if not fresh["groups"] and not open_points(home, sweep):
+        return _nothing(home)
+    print(submitted(fresh) if fresh["groups"] else "nothing new; what was submitted goes on", file=sys.stderr)
+    print(home.path, flush=True)
+    return 0
+
+
+def _nothing(home: SweepDir) -> int:
+    print(f"{home.sweep_id}: every point is complete; nothing to do", file=sys.stderr)
+    print(home.path)
+    return 0
+
+
+def go_on(home: SweepDir) -> list[Chain]:
+    """Submit what is to be submitted now; what did not fit."""
+    from pkuslurm.submit.arrays import send
+    from pkuslurm.submit.sweep_queue import adopt, living, save
+
+    with alone(home.own) as sweep:
+        adopt(home, sweep)
+        there = living(home, sweep)
+        todo = wanted(home, sweep, there)
+        if sweep.get("cancelled"):
+            sweep["cancelled"] = None
+            save(home, sweep)
+        return send(home, sweep, todo, there)
+
+
+def cancel(home: SweepDir) -> bool:
+    """End all of it. False: nothing of it waited or ran."""
+    if (load(home) or {}).get("executor") == "slurm":
+        from pkuslurm.submit.sweep_queue import cancel as on_slurm
+
+        return on_slurm(home)
+    from pkuslurm.submit.local_sweep import cancel_sweep
+
+    return cancel_sweep(home)
+
+
+def follow(home: SweepDir, seconds: float) -> int:
+    """Until all has ended: 0, or 1 where a point did not complete. 130: Ctrl-C; the jobs go on.
+
+    Points that did not fit are submitted as room appears.
+    """
+    said, unknown = "", 0
+    try:
+        while True:
+            now = reading.read(home.path)
+            if (words := line(now)) != said:
+                said = words
+                with suppress(OSError):
+                    print(words, file=sys.stderr, flush=True)
+            for number, run in enumerate(now.runs):
+                queue.lift(home.point(number), run)
+            over = all(run.state in (*ENDED, "PREEMPTED") for run in now.runs)
+            if unsent(now.document):
+                go_on(home)
+            elif over and all(job.state in ENDED for job in now.jobs):
+                closing(now)
+                return 0 if now.state == "COMPLETED" else 1
+            unknown = unknown + 1 if now.state == "UNKNOWN" else 0
+            if unknown > MOST_UNKNOWN:
+                raise PkuslurmError(f"{home.sweep_id}: nothing is known of its jobs any more; see `pkuslurm status`")
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            print("stopped following; the jobs go on (pkuslurm cancel ends them)", file=sys.stderr)
+        return 130

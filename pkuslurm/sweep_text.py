@@ -1,0 +1,99 @@
+"""A sweep's dry run: the first point whole, what would be submitted for all, and of the others what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pkuslurm.plan.chains import after_shares, chains
+from pkuslurm.points import Ready
+from pkuslurm.render.render import RunFiles
+from pkuslurm.render.text import dry_run_text
+from pkuslurm.rundir import ANY_POINT
+from pkuslurm.submit.write_sweep import SweepFiles
+
+
+def sweep_text(points: Sequence[Ready], files: SweepFiles, notes: Sequence[str]) -> str:
+    """The whole dry run. Nothing was started, nothing was written."""
+    first = points[0]
+    said = dict.fromkeys([*notes, *(note for one in points for note in one.inputs.notes)])
+    text = dry_run_text(first.steps, _first(first, files), list(said), first.inputs.facts, _scripts(points, files))
+    return text + "\n".join(["", *_others(files)]) + "\n"
+
+
+def _first(one: Ready, files: SweepFiles) -> RunFiles:
+    """The first point's files, its share's job among them."""
+    shares = {f"{share.number}": share for share in files.shares}
+    share = shares.get(str(files.members[0].entry["shared"]))
+    texts = {name: text.replace(ANY_POINT, "0") for name, text in one.files.texts.items()}
+    jobs: dict[str, Any] = json.loads(json.dumps(dict(one.files.jobs)).replace(ANY_POINT, "0"))
+    if share is not None:
+        jobs["prepare"] = json.loads(share.texts["jobs/prepare.json"])
+        texts |= {f"../shared/{share.number}/{name}": text for name, text in share.texts.items()}
+    return replace(one.files, texts=texts, jobs=jobs)
+
+
+def _others(files: SweepFiles) -> Iterator[str]:
+    many = len(files.members)
+    yield f"# sweep: {many} point{'s' if many > 1 else ''}, {len(files.shares)} to prepare"
+    for member in files.members:
+        entry = member.entry
+        yield f"# point {entry['n']}: {entry['label']}"
+        if entry["n"]:
+            yield from _changes(member.run_json["texts"])
+
+
+def _changes(packed: Mapping[str, Any]) -> Iterator[str]:
+    """What a person would compare: the YAMLs; job files repeat them."""
+    changes: dict[str, Any] = packed["changes"]
+    shown = [name for name in changes if name in ("train.yaml", "merge.yaml")] or list(changes)
+    for name in shown:
+        change = changes[name]
+        lines = change.values() if isinstance(change, dict) else change.splitlines()
+        yield from (f"{name}: {line.strip()}" for line in lines)
+
+
+def _scripts(points: Sequence[Ready], files: SweepFiles) -> dict[str, str]:
+    """What sbatch would be given, with JOB_ID where an id will stand. A cluster may want more and smaller arrays."""
+    config = points[0].config
+    if config.cluster.executor != "slurm":
+        return {}
+    from pkuslurm.submit.slurm import Array, Submission, groups, script
+
+    home, texts = files.home, dict[str, str]()
+
+    def submission(key: str, jobs: Sequence[Mapping[str, Any]], after: str, number: int, count: int) -> Submission:
+        most = config.cluster.array_parallelism if "train" in [job["kind"] for job in jobs] else None
+        array = Array(home.path, home.table(number), count, most) if config.cluster.arrays else None
+        return Submission(key, jobs, after, hold=not after or "aftercorr" not in after, array=array)
+
+    number = 0
+    for share in files.shares[:1]:
+        job = json.loads(share.texts["jobs/prepare.json"])
+        texts["prepare"] = script(submission(f"{home.sweep_id}-prepare", [job], "", 0, len(files.shares)))
+        number = 1
+    members = {
+        str(member.entry["n"]): (tuple(one.files.jobs), one.asks)
+        for member, one in zip(files.members, points, strict=True)
+    }
+    link = "aftercorr" if config.cluster.arrays else "afterok"
+    for chain in chains(members, len(members) if config.cluster.arrays else 1):
+        one = points[int(chain.members[0])]
+        jobs = [json.loads(json.dumps(dict(one.files.jobs[kind]))) for kind in one.steps.kinds if kind != "prepare"]
+        needs = [f"JOB_ID_{files.members[int(name)].entry['shared']}" for name in chain.members]
+        after = after_shares(needs) if "prepare" in one.steps.kinds else ""
+        for group in groups(jobs):
+            name = "pack" if group[0]["request"].get("pack") else group[0]["kind"]
+            suffix = f"-g{number}" if number else ""
+            key = f"{home.sweep_id}{'' if config.cluster.arrays else '/' + chain.members[0]}-{name}{suffix}"
+            label = name if chain.members[0] == "0" else f"{name} of point {chain.members[0]} and its like"
+            texts[label] = script(submission(key, group, after, number, len(chain.members)))
+            after = f"{link}:JOB_ID"
+        number += 1
+        if not config.cluster.arrays:
+            break  # of the others the same
+    report = json.loads(files.report)
+    texts["report"] = script(Submission(f"{home.sweep_id}-report", [report], "afterany:JOB_ID"))
+    return texts
