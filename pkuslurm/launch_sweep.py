@@ -43,13 +43,14 @@ def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str])
         points = ready(sweep, home, environ)
         print(sweep_text(points, _files(home, points, sweep, typed, 0, {}), sweep.notes), end="")
         return 0
-    home = old or SweepDir(root / new_run_id(config.name or f"sweep-{'-'.join(map(_short, sweep.keys))}"))
+    home = old or SweepDir(root / new_run_id(config.name or f"sweep-{_varied(sweep)}"))
     points = ready(sweep, home, environ)
     return (_extend if old else _launch)(home, points, sweep, typed, environ)
 
 
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]
+def _varied(sweep: Sweep) -> str:
+    """What varies, by the short names of the labels: lr-ds."""
+    return "-".join(part.partition("=")[0] for part in sweep.points[0].label.split(",") if "=" in part) or "one"
 
 
 def _extended(config: Config, environ: Mapping[str, str]) -> SweepDir | None:

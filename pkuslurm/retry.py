@@ -12,7 +12,7 @@ from pkuslurm.read.closing import closing
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.screen import Screen
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
-from pkuslurm.submit.local import check_owner, run_jobs
+from pkuslurm.submit.local import check_owner, launcher_of, run_jobs
 from pkuslurm.sweepdir import SweepDir, load, sweep_of
 from pkuslurm.sweepdir import document as read_document
 
@@ -27,6 +27,8 @@ def retry(run: RunDir) -> int:
     if run.is_point and "prepare" in kinds:
         sweep = run.path.parent.name
         raise PkuslurmError(f"{run.run_id}: its prepare is done for several points: pkuslurm retry {sweep}")
+    if (home := sweep_of(run)) is not None and launcher_of(RunDir(home.path), load(home) or {}) is not None:
+        raise PkuslurmError(f"{run.run_id}: its sweep is still running; wait, or cancel it first")
     if not kinds:
         print(f"{run.run_id}: every job is complete; nothing to do", file=sys.stderr)
         print(run.path)

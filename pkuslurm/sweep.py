@@ -111,16 +111,19 @@ def retry(home: SweepDir) -> int:
         if not open_points(home, sweep):
             return _nothing(home)
         return run_here(home, int(sweep.get("array_parallelism") or 1))
-    before = len(sweep["groups"])
+    before, last = len(sweep["groups"]), sweep["jobs"]["report"].get("job_id")
     left = go_on(home)
     now = load(home) or sweep
     fresh = now | {"groups": now["groups"][before:]}
     if left:
         print(home.path, flush=True)
         raise PartlySubmitted(not_all(home, left))
-    if not fresh["groups"] and not open_points(home, sweep):
+    if fresh["groups"] or now["jobs"]["report"].get("job_id") != last:
+        print(submitted(fresh), file=sys.stderr)
+    elif not open_points(home, sweep):
         return _nothing(home)
-    print(submitted(fresh) if fresh["groups"] else "nothing new; what was submitted goes on", file=sys.stderr)
+    else:
+        print("nothing new; what was submitted goes on", file=sys.stderr)
     print(home.path, flush=True)
     return 0
 

@@ -86,7 +86,7 @@ def _scripts(points: Sequence[Ready], files: SweepFiles) -> dict[str, str]:
         after = after_shares(needs) if "prepare" in one.steps.kinds else ""
         for group in groups(jobs):
             name = "pack" if group[0]["request"].get("pack") else group[0]["kind"]
-            suffix = f"-g{number}" if number else ""
+            suffix = f"-g{before}" if (before := number - bool(files.shares)) else ""
             key = f"{home.sweep_id}{'' if config.cluster.arrays else '/' + chain.members[0]}-{name}{suffix}"
             label = name if chain.members[0] == "0" else f"{name} of point {chain.members[0]} and its like"
             texts[label] = script(submission(key, group, after, number, len(chain.members)))

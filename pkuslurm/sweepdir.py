@@ -105,7 +105,8 @@ def with_sweep(value: dict[str, Any], run: RunDir, home: SweepDir, sweep: Mappin
     if run.is_point and "prepare" in entries:
         own.remove("prepare")
         shared = document(home.shared(share_of(run, sweep)), sweep) or {}
-        entries["prepare"] = (shared.get("jobs") or {}).get("prepare") or entries["prepare"]
+        jobs = shared.get("jobs")
+        entries["prepare"] = (jobs.get("prepare") if isinstance(jobs, dict) else None) or entries["prepare"]
     _from_groups(entries, own, str(run.path.relative_to(home.path)), sweep)
     if value.get("launcher") is None and not any(_job_id(entries[kind]) for kind in own):
         value["launcher"] = sweep.get("launcher")  # it has not begun: whoever runs the sweep will begin it
@@ -125,14 +126,19 @@ def share_of(run: RunDir, sweep: Mapping[str, Any]) -> int:
 def _from_groups(entries: dict[str, Any], kinds: set[str], name: str, sweep: Mapping[str, Any]) -> None:
     groups = sweep.get("groups")
     for number, group in enumerate(groups if isinstance(groups, list) else ()):
-        if not isinstance(group, dict) or name not in (members := group.get("members") or ()):
+        members, jobs = (group.get(part) for part in ("members", "jobs")) if isinstance(group, dict) else (None, None)
+        if not isinstance(members, list) or not isinstance(jobs, dict) or name not in members:
             continue
         index = members.index(name)
-        for kind, job in (group.get("jobs") or {}).items():
+        for kind, job in jobs.items():
             entry = entries.get(kind)
-            if kind in kinds and isinstance(entry, dict) and number > entry.get("after_group", -1):
+            if not (isinstance(entry, dict) and isinstance(job, dict) and kind in kinds):
+                continue
+            after = entry.get("after_group")
+            if number > (after if isinstance(after, int) else -1):
                 job_id = job.get("job_id")
-                entry.update(job_id=f"{job_id}_{index}" if job_id else None, key=job.get("key"), asked=job.get("asked"))
+                own = f"{job_id}_{index}" if job_id and group.get("array") else job_id
+                entry.update(job_id=own, key=job.get("key"), asked=job.get("asked"))
 
 
 def _job_id(entry: object) -> object:

@@ -15,7 +15,7 @@ from pkuslurm.rundir import RunDir, write_text
 from pkuslurm.sweepdir import SweepDir
 from tests.read import fake_run
 from tests.read.fake_run import complete, edit, mark, state
-from tests.read.fake_sweep import fail, finish, make
+from tests.read.fake_sweep import fail, finish, make, only
 
 POINTS = [{"train.learning_rate": rate} for rate in ("1e-5", "5e-5", "1e-4", "1e-3")]
 
@@ -116,6 +116,7 @@ def test_where_nothing_is_complete_there_is_no_best(weird: Path) -> None:
     with pytest.raises(PkuslurmError, match="none of its 4 points is complete"):
         keep.best_folder(look(home))
     finish(home.point(0), loss=0.1)
+    only(home.point(0), "prepare", "train")
     home.point(0).merged.rename(weird / "away")
     with pytest.raises(PkuslurmError, match="it has no merged model; its adapter is"):
         keep.best_folder(look(home))

@@ -66,7 +66,8 @@ class Composer:
     _bases: dict[Keys, _Base] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = [axis.name.lstrip("~") for axis in self.axes]
+        # a group is chosen before any key is set
+        names = [axis.name.lstrip("~") for axis in self.axes if axis.name not in GROUPS]
         self._shipped = composition.shipped()
         self._candidates = [
             axis.varies

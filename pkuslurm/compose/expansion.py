@@ -87,15 +87,13 @@ def _varying(axes: Sequence[Axis]) -> str:
 
 def _of_experiment(said: Sequence[Axis], roots: Sequence[Path], defaults: Defaults) -> list[Axis]:
     """What the chosen experiment sweeps itself; nothing where experiments are swept."""
-    chosen = [axis.values for axis in said if axis.name == "experiment"] or [
-        (defaults.choices.get("experiment", "null"),)
-    ]
+    chosen = [axis.values for axis in said if axis.name == "experiment"]
+    names = chosen[-1] if chosen else (defaults.choices.get("experiment", "null"),)
+    swept = presets.sweep_of(names[0].strip("'\""), roots) if len(names) == 1 else {}
     axes = []
-    for key, (value, file) in (
-        presets.sweep_of(chosen[-1][0].strip("'\""), roots).items() if len(chosen[-1]) == 1 else ()
-    ):
+    for key, (value, file) in swept.items():
         try:
-            if key in ("experiment", "~experiment"):
+            if key.lstrip("+~") == "experiment":
                 raise PkuslurmError(f"hydra.sweeper.params.{key}: an experiment is chosen on the command line")
             axes.append(_axis(f"{key}={value}", roots, file))
         except PkuslurmError as error:
@@ -126,9 +124,9 @@ def _values(name: str, value: str, roots: Sequence[Path]) -> list[str]:
         return _matching(name, value, override.value(), roots)
     called = re.fullmatch(r"\s*choice\((.*)\)\s*", value, re.DOTALL)
     parts, left_open, _ = split(called.group(1) if called else value)
-    if left_open or (len(parts) == 1 and override is None and not called):
+    if override is None and (left_open or (len(parts) == 1 and not called)):
         return [value]
-    if override is not None and not (values := _listed(name, value, override)) == _read(parts):
+    if override is not None and (values := _listed(name, value, override)) != _read(parts):
         return values
     if "" in parts:
         rest = ",".join(filter(None, parts))
@@ -142,7 +140,7 @@ def _listed(name: str, value: str, override: Override) -> list[str]:
         raise PkuslurmError(f"{name}={show(value)}: an interval has no end of values; write range(start,stop,step)")
     try:
         values = list(itertools.islice(override.sweep_string_iterator(), MOST + 1))
-    except (HydraException, OmegaConfBaseException, AssertionError):  # 1,range(2,4)
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError):  # 1,range(2,4)
         raise PkuslurmError(f"{name}={show(value)}: these cannot be listed; write each value, or one range()") from None
     if not values:
         raise PkuslurmError(f"{name}={show(value)}: it holds no value; range(start,stop,step) ends before stop")
@@ -171,10 +169,12 @@ def _matching(name: str, value: str, pattern: Any, roots: Sequence[Path]) -> lis
 
 def _wide_comma(name: str, value: str, roots: Sequence[Path]) -> None:
     """1e-5，5e-5 and identity，mine: the comma of an input method."""
+    if "，" not in value:
+        return
     parts = re.split("[，,]", value)
     numbers = typed.wants_number(name) and all(number_of(part) is not None for part in parts)
     choices = name in GROUPS and all(presets.file_of(name, part.strip(), roots) for part in parts)
-    if "，" in value and (numbers or choices):
+    if numbers or choices:
         raise PkuslurmError(f"{name}={show(value)}: ， separates no values; write {name}={','.join(parts)}")
 
 

@@ -175,7 +175,7 @@ def _swept(content: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def sweep_of(experiment: str | None, roots: Sequence[Path], seen: tuple[Path, ...] = ()) -> dict[str, tuple[str, Path]]:
-    """``hydra.sweeper.params`` of an experiment: for each key its values as they would be typed, and which file says it."""
+    """``hydra.sweeper.params`` of an experiment: each key's values as they would be typed, and which file says it."""
     file = file_of("experiment", experiment, roots)
     if file is None or file in seen:
         return {}

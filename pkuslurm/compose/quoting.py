@@ -86,7 +86,7 @@ def split(text: str) -> tuple[list[str], bool, bool]:
         if quoted:
             if char == quoted and not _escaped(text, at):
                 quoted = ""
-        elif char in "'\"" and not text[start:at].strip() and _closes(text, at):
+        elif char in "'\"" and _opens(text[start:at], depth) and _closes(text, at, depth):
             quoted = char
         elif char in _OPENING:
             depth += 1
@@ -99,9 +99,15 @@ def split(text: str) -> tuple[list[str], bool, bool]:
     return [*parts, text[start:].strip()], depth > 0, closed_early
 
 
-def _closes(text: str, at: int) -> bool:
+def _opens(before: str, depth: int) -> bool:
+    """Whether a quote begins an element, or one of a list within."""
+    return not before.strip() or (depth > 0 and before.rstrip()[-1] in ",:([{")
+
+
+def _closes(text: str, at: int, depth: int) -> bool:
     """Whether a quote that opens an element also ends it: '90s music is text."""
-    return re.match(rf"(?:\\.|[^\\])*?(?<!\\){text[at]}\s*(,|$)", text[at + 1 :], re.DOTALL) is not None
+    end = r"[],:)}]|$" if depth else ",|$"
+    return re.match(rf"(?:\\.|[^\\])*?(?<!\\){text[at]}\s*({end})", text[at + 1 :], re.DOTALL) is not None
 
 
 def _escaped(text: str, at: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +83,15 @@ def _shared(composed: Composed, first: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notes(axes: Sequence[Axis], points: Sequence[SweepPoint], roots: Sequence[Path]) -> Iterator[str]:
     for axis in axes:
-        twice = next((value for value in axis.values if axis.values.count(value) > 1), None)
-        if twice is not None:
-            yield f"{axis.name}={twice} is among the values more than once: the same point again"
+        yield from (
+            f"{axis.name}={value} is among the values more than once: the same point again"
+            for value, times in Counter(axis.values).items()
+            if times > 1
+        )
         if axis.name == "experiment" and axis.varies:
             for name in axis.values:
                 if swept := presets.sweep_of(name, roots):
-                    yield f"experiment={name}: its own sweep of {', '.join(swept)} is left out, since experiments are swept"
+                    left_out = f"its own sweep of {', '.join(swept)} is left out"
+                    yield f"experiment={name}: {left_out}, since experiments are swept"
     for point in points:
         yield from (note for note in point.composed.notes if UNSWEPT not in note)

@@ -5,23 +5,20 @@ from __future__ import annotations
 import math
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import proof, pruned, rules, script_log, slurm_rules
+from pkuslurm.read import living, proof, pruned, rules, script_log, slurm_rules
 from pkuslurm.read.rules import Evidence, Said
 from pkuslurm.read.scheduler import Asked
 from pkuslurm.read.slurm_rules import SlurmEvidence
 from pkuslurm.read.values import moment, number, text, unix, whole
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
 from pkuslurm.slurm.parse import Row
-from pkuslurm.worker import failures, hostlist, processes
+from pkuslurm.worker import failures, hostlist
 
-# launch writes run.json a moment before it says who runs it
-BEGINNING_SECONDS = 30.0
 # What a worker has written down as its end. CANCELLED may have been the time limit: Slurm is asked.
 _TOLD = ("FAILED", "SKIPPED", "TIMEOUT", "NODE_FAIL")
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,30}")
@@ -70,7 +67,7 @@ class Reader:
         self.document = document
         self.run_id = text(document.get("run_id")) or run.run_id
         self.host = host
-        self.launcher = _launcher_lives(document, host)
+        self.launcher = living.launcher(document, host)
         self.shared = shared
         # of a thousand points that wait, each missing file that is asked for is a question to the file server
         self.begun = any(os.path.isdir(run.path / name) for name in ("state", "done"))
@@ -218,7 +215,7 @@ class Reader:
                 damaged=seen is None and self._damaged(kind),
                 marked=marked,
                 doubt=doubt,
-                worker=_lives(state, self.host),
+                worker=living.process(state, self.host),
                 launcher=self.launcher,
                 cancelled=bool(self.document.get("cancelled"))
                 or any(other.get("state") == "CANCELLED" for other in self.states.values()),
@@ -281,29 +278,6 @@ def _hosts(written: object, row: Row | None) -> tuple[str, ...]:
         return tuple(hostlist.expand(row.nodes)) if row and row.nodes else ()
     except PkuslurmError:
         return ()
-
-
-def _lives(process: object, host: str) -> bool | None:
-    """Whether the process that ``process`` (host, pid, pid_start) names runs; None where this host cannot know."""
-    if not isinstance(process, Mapping) or process.get("host") != host:
-        return None
-    pid, start = whole(process.get("pid")), whole(process.get("pid_start"))
-    if pid is None or start is None:
-        return None
-    return processes.alive(pid, start)
-
-
-def _launcher_lives(document: Mapping[str, Any], host: str) -> bool | None:
-    """Whether the process that runs the jobs is there. It takes its name out of run.json when it has ended."""
-    launcher = document.get("launcher")
-    if launcher is not None:
-        return _lives(launcher, host)
-    jobs = document.get("jobs")
-    known = jobs.values() if isinstance(jobs, dict) else ()
-    if document.get("cancelled") or any(isinstance(job, dict) and job.get("job_id") for job in known):
-        return False
-    age = time.time() - (unix(document.get("created")) or 0.0)
-    return age < BEGINNING_SECONDS
 
 
 def progress(run: RunDir, kind: str) -> dict[str, Any] | None:

@@ -82,6 +82,8 @@ def show_status(now: status.RunStatus, stream: TextIO) -> None:
     why = f" ({safe(now.reason)})" if now.reason else ""
     print(f"{safe(now.run_id)}: {now.state}{verdict}{why}", file=stream)
     print(safe(now.path), file=stream)
+    if label := now.document.get("label"):  # a sweep's point: what tells it from the others
+        print(safe(label), file=stream)
     if now.jobs:
         rows: list[tuple[str, ...]] = [("job", "id", "state", "nodes", "time", "attempt", ""), *map(_row, now.jobs)]
         if now.document.get("executor") != "slurm":  # local-1: nobody ever types it

@@ -17,24 +17,9 @@ from pkuslurm.sweepdir import SweepDir
 
 NEWER = "sweep.json has schema_version {}: a newer pkuslurm wrote it, this one reads 1"
 # of a run: nothing of it has failed
-FINE = ("COMPLETED", "RUNNING", "PENDING", "REQUEUED", "PREEMPTED")
+FINE = ("COMPLETED", "RUNNING", "REQUEUED", "PREEMPTED", "PENDING")
 # in which order states are counted
-ORDER = (
-    *(
-        "COMPLETED",
-        "RUNNING",
-        "REQUEUED",
-        "PREEMPTED",
-        "PENDING",
-        "FAILED",
-        "TIMEOUT",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "CANCELLED",
-        "SKIPPED",
-        "UNKNOWN",
-    ),
-)
+ORDER = (*FINE, "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "CANCELLED", "SKIPPED", "UNKNOWN")
 
 
 @dataclass(frozen=True)

@@ -151,13 +151,14 @@ def _submit(sending: _Sending, group: Group) -> None:
 
 
 def _key(sending: _Sending, group: Group, jobs: Sequence[Mapping[str, Any]]) -> str:
-    """An array's carries its group's number; a single job's the times that it was submitted before."""
+    """Each only once: of arrays of a kind the second ends in -g1, a single job submitted once more in -r1."""
     name = "pack" if jobs[0]["request"].get("pack") else jobs[0]["kind"]
-    number = sending.groups.index(group)
+    earlier = sending.groups[: sending.groups.index(group)]
     if sending.arrays:
+        number = sum(jobs[0]["kind"] in one["jobs"] for one in earlier)
         return f"{sending.home.sweep_id}-{name}" + (f"-g{number}" if number else "")
     member = group["members"][0]
-    before = sum(member in [*one["members"], *one.get("dropped", ())] for one in sending.groups[:number])
+    before = sum(member in [*one["members"], *one.get("dropped", ())] for one in earlier)
     return f"{sending.home.sweep_id}/{member}-{name}" + (f"-r{before}" if before else "")
 
 
@@ -192,7 +193,7 @@ def _report(sending: _Sending, there: Sequence[Living]) -> None:
     """The sweep's own last job, after all that waits or runs; one that waits for less than that makes room."""
     entry: dict[str, Any] = sending.sweep["jobs"]["report"]
     waiting = [one.job_id for one in there if one.kind == "report" and one.member == ""]
-    if waiting and not sending.begun:
+    if not sending.begun and (waiting or marker.doubt(sending.home.own, sending.home.sweep_id, "report") is None):
         return
     if entry.get("job_id") or (waiting and entry.get("asked")):
         commands.cancel(waiting)

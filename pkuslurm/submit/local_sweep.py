@@ -29,7 +29,7 @@ from pkuslurm.submit import local
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
 from pkuslurm.submit.local import Cancel
 from pkuslurm.submit.sweep_launcher import launching
-from pkuslurm.submit.sweep_lines import Ended, Lines, Work, already, outcome
+from pkuslurm.submit.sweep_lines import Ended, Lines, Work, met, outcome
 from pkuslurm.sweepdir import SweepDir, share_of
 from pkuslurm.worker import marker, processes
 from pkuslurm.worker.unpack import unpack
@@ -82,6 +82,13 @@ class _Tally:
     complete: int = 0
     good: int = 0
 
+    def know(self, complete: Sequence[Work]) -> None:
+        """Those of which nothing is left to do."""
+        self.ended = self.complete = len(complete)
+        self.good = sum(map(met, complete))
+        if complete:
+            self.lines.line(f"[{self.ended}/{self.total}] complete already")
+
     def add(self, label: str, ended: Ended) -> None:
         self.ended += 1
         self.complete += ended.complete
@@ -99,11 +106,12 @@ def _run(
         local.claim(work.run, _described(work.run))  # of a launcher that was killed a moment ago
     try:
         unshared = _shares(sweep, {share for share, work in works if _needs_prepare(work)}, lines, cancel)
+        tally.know([work for _, work in works if not work.kinds])
         ready = deque[Work]()
         for share, work in works:
             if not work.kinds:
-                tally.add(work.label, already(work))
-            elif share in unshared and _needs_prepare(work) and cancel.number is None:
+                continue
+            if share in unshared and _needs_prepare(work) and cancel.number is None:
                 _verdicts(work, dict.fromkeys(work.kinds, ("SKIPPED", unshared[share])))
                 tally.add(work.label, Ended(f"SKIPPED: {safe(unshared[share])}", False))
             else:
@@ -187,7 +195,7 @@ def _work_off(
     running: list[_Child] = []
     try:
         while running or (waiting and cancel.number is None):
-            while waiting and len(running) < 1 and cancel.number is None:
+            while waiting and len(running) < at_once and cancel.number is None:
                 running.append(_start(waiting.popleft()))
             if cancel.number is not None:
                 _stop(running)

@@ -84,6 +84,11 @@ def bad_nodes(run: RunDir, job: Mapping[str, Any]) -> list[str]:
     return bad if len(others) >= int(job.get("nodes") or 1) else []
 
 
+def _own(run: RunDir, living: dict[str, str]) -> dict[str, str]:
+    """Without what a point shares with others."""
+    return {kind: job_id for kind, job_id in living.items() if run.home(kind) == run}
+
+
 def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
@@ -97,7 +102,7 @@ def cancel(run: RunDir) -> bool:
     """scancel the whole chain and wait for its end. False: nothing of it was in the queue."""
     with alone(run) as document:
         adopt(document)
-        living = alive(document)
+        living = _own(run, alive(document))
         if living:
             commands.cancel(sorted(set(living.values())))
         if living or any(entry.get("job_id") is None for entry in document["jobs"].values()):
@@ -105,7 +110,7 @@ def cancel(run: RunDir) -> bool:
             document["cancelled"] = now()
             write_json(run.run_json, document)
     deadline = time.monotonic() + END_SECONDS
-    while living and alive(document):
+    while living and _own(run, alive(document)):
         if time.monotonic() > deadline:
             raise PkuslurmError(
                 f"{run.run_id}: told to stop {END_SECONDS:.0f} s ago, and still in the queue; see squeue"

@@ -122,11 +122,9 @@ def _how_far(work: Work, began: float) -> str:
     return steps + (f", loss {found['loss']:.4f}" if found["loss"] is not None else "")
 
 
-def already(work: Work) -> Ended:
-    """Of a point of which nothing is left to do."""
-    # not the whole status: of a thousand points this is asked at once
-    passed = False if any(row.get("passed") is False for row in read_jsonl(work.run.answers)) else None
-    return Ended("COMPLETED already" + _unmet(passed), True, passed)
+def met(work: Work) -> bool:
+    """Whether the answers of a complete point are as expected. Not its whole status: a thousand are asked at once."""
+    return all(row.get("passed") is not False for row in read_jsonl(work.run.answers))
 
 
 def outcome(work: Work, seconds: float, code: int, words: str) -> Ended:
@@ -137,15 +135,12 @@ def outcome(work: Work, seconds: float, code: int, words: str) -> Ended:
     if code == 0 or (jobs and all(job.state == "COMPLETED" for job in jobs)):
         loss = _loss(work.run) if "train" in work.kinds else None
         fact = "" if loss is None else f"; loss {loss:.4f}"
-        return Ended(f"COMPLETED in {duration(seconds)}{fact}{_unmet(found.passed)}", True, found.passed)
+        unmet = "; passed NO" if found.passed is False else ""
+        return Ended(f"COMPLETED in {duration(seconds)}{fact}{unmet}", True, found.passed)
     rest = sorted((job for job in jobs if job.state != "COMPLETED"), key=lambda job: job.state == "SKIPPED")
     if words or not rest or code not in (1, 130):
         return Ended(f"FAILED: {safe(words or f'its process ended with exit code {code}')}", False)
     return Ended(f"{rest[0].state} {rest[0].kind}: {safe(rest[0].reason or 'no reason known')}", False)
-
-
-def _unmet(passed: bool | None) -> str:
-    return "; passed NO" if passed is False else ""
 
 
 def _loss(run: RunDir) -> float | None:

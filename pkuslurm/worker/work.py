@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.worker import attempts, completion, ending, failures, marker, network
+from pkuslurm.rundir import RunDir
+from pkuslurm.worker import attempts, completion, ending, failures, marker, network, requeue
 from pkuslurm.worker.failures import Failure
 from pkuslurm.worker.job import Job, load
 from pkuslurm.worker.processes import Tree, end_with
 from pkuslurm.worker.rendezvous import Rendezvous, own_rank, rendezvous
 from pkuslurm.worker.state import Recorder, host_name
 from pkuslurm.worker.supervise import POLL_SECONDS, WARNINGS, Log, Outcome, Signals, Supervisor
+from pkuslurm.worker.unpack import unpack
 
 # node 0 is done when the others are; this long it waits for them to say so
 PEERS_SECONDS = 30.0
@@ -44,6 +46,9 @@ def work(job_file: Path, environ: Mapping[str, str]) -> int:
 
 
 def _work(job_file: Path, environ: Mapping[str, str], signals: Signals) -> int:
+    _check_owner(job_file.parent.parent)
+    if not job_file.exists():
+        unpack(RunDir(job_file.parent.parent))
     job = load(job_file)
     _check_owner(job.run.path)
     attempt = job.first_attempt + _restarts(environ)
@@ -57,7 +62,7 @@ def _work(job_file: Path, environ: Mapping[str, str], signals: Signals) -> int:
         node_rank=own_rank(environ),
         nodes=job.nodes,
         attempt=attempt,
-        job_id=environ.get("PKUSLURM_JOB_ID") or environ.get("SLURM_JOB_ID") or f"local-{attempt}",
+        job_id=environ.get("PKUSLURM_JOB_ID") or requeue.job_id(environ) or f"local-{attempt}",
         host=host_name(environ),
     )
     if pid := recorder.already_running():

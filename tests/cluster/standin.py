@@ -1,6 +1,7 @@
 """A stand-in for the python that has LLaMA-Factory (``cluster.python``): the same job files in, the same artifacts out.
 
-It takes a moment. ``STANDIN_<KIND>`` in the job's environment says what else: ``fail`` (exit 3), ``sleep`` (for ever),
+It takes a moment. ``STANDIN_<KIND>`` in the job's environment says what else (``…@2+5``: only in a sweep's points 2
+and 5): ``fail`` (exit 3), ``once`` (the first time), ``sleep`` (for ever),
 ``steps:40`` (a training of so many steps, a checkpoint every five, the nodes in lockstep over a connection, as real
 ranks are; it stops when asked, goes on from the checkpoint that it is given, and writes down each step).
 """
@@ -27,7 +28,12 @@ def main(argv: list[str]) -> None:
     view = Path(job["run_dir"]) / "views"
     view.mkdir(exist_ok=True)
     (view / f"{kind}.{rank}.json").write_text(json.dumps(seen | {"argv": argv}), encoding="utf-8")
-    todo = os.environ.get(f"STANDIN_{kind.upper()}", "")
+    todo, _, point = os.environ.get(f"STANDIN_{kind.upper()}", "").partition("@")
+    if point and Path(job["run_dir"]).name not in point.split("+"):
+        todo = ""
+    if todo == "once" and not (told := view / f"{kind}.failed").exists():
+        told.touch()
+        todo = "fail"
     if todo.startswith("fail") and todo in ("fail", f"fail:{rank}"):
         print(f"RuntimeError: {kind} was told to fail", flush=True)
         sys.exit(3)

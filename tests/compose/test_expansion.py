@@ -66,14 +66,15 @@ def read(items: Any, loader: Any) -> list[tuple[str, str]]:
     return [(override.get_key_element(), repr(override.value())) for override in overrides]
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(WORDS, max_size=4))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(WORDS, max_size=3))
 def test_the_points_are_hydras_in_hydras_order(loader: Any, words: list[str]) -> None:
     parser = OverridesParser.create(config_loader=loader)
     try:
-        [hydras] = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
+        [points] = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
+        hydras = [read(point, loader) for point in points]
     except HydraException:
-        return  # which we split our own way
+        return  # of choice('\'') Hydra itself makes words that it cannot read
     try:
         axes = axes_of(words, (presets.CONF.resolve(),), presets.Defaults())
     except PkuslurmError as error:
@@ -81,7 +82,7 @@ def test_the_points_are_hydras_in_hydras_order(loader: Any, words: list[str]) ->
         assert not any(part in str(error) for part in ("needs -m", "cannot be listed", "is missing", "no value"))
         return
     ours = [[axis.items[at] for axis, at in zip(axes, point, strict=True)] for point in points_of(axes)]
-    assert [read(point, loader) for point in ours] == [read(point, loader) for point in hydras]
+    assert [read(point, loader) for point in ours] == hydras
 
 
 def test_of_a_key_that_is_said_twice_the_last_word_wins_in_the_first_place() -> None:
@@ -104,7 +105,7 @@ def test_labels_are_short_and_safe() -> None:
             {"train.learning_rate": "1e-5", "dataset": "mine", "infer.expect": "'北 大|a/b'"},
             {"train.learning_rate": "5e-5", "dataset": "mine", "infer.expect": "/data/my set.json"},
         ]
-    ) == ["lr=1e-5,ds=mine,expect=北_大_a_b", "lr=5e-5,ds=mine,expect=_data_my_set.json"]
+    ) == ["lr=1e-5,ds=mine,expect=北_大_a_b", "lr=5e-5,ds=mine,expect=data_my_set.json"]
     assert labels_of([{"model.path": "/a/Qwen3-8B/"}, {"model.path": "Qwen/Qwen3-4B"}]) == [
         *("model=Qwen3-8B", "model=Qwen3-4B"),
     ]

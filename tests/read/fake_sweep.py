@@ -51,7 +51,7 @@ def make(root: Path, points: Sequence[Mapping[str, str]], **document: Any) -> Sw
     )
     shared = fake_run.make(root, f"{SWEEP_ID}/shared/0")
     edit(shared.run_json, run_id=shared.run_id, sweep=SWEEP_ID, launcher=None)
-    _only(shared, "prepare")
+    only(shared, "prepare")
     complete(shared, "prepare")
     for n, label in enumerate(labels):
         run = sweep.point(n)
@@ -59,7 +59,7 @@ def make(root: Path, points: Sequence[Mapping[str, str]], **document: Any) -> Sw
         (run.path / "shared").symlink_to("../shared/0")
         fake_run.make(root, f"{SWEEP_ID}/{n}")
         edit(run.run_json, sweep=SWEEP_ID, label=label, launcher=None)
-        _only(run, *KINDS)
+        only(run, *KINDS)
         entries = json.loads(run.run_json.read_text(encoding="utf-8"))["jobs"]
         entries["prepare"] = json.loads(shared.run_json.read_text(encoding="utf-8"))["jobs"]["prepare"]
         edit(run.run_json, jobs=entries)
@@ -69,7 +69,8 @@ def make(root: Path, points: Sequence[Mapping[str, str]], **document: Any) -> Sw
     return sweep
 
 
-def _only(run: RunDir, *kinds: str) -> None:
+def only(run: RunDir, *kinds: str) -> None:
+    """Its pipeline is of these jobs."""
     jobs = json.loads(run.run_json.read_text(encoding="utf-8"))["jobs"]
     edit(run.run_json, jobs={kind: jobs[kind] for kind in kinds}, pipeline=list(kinds))
 

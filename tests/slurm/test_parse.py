@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pkuslurm.slurm import parse
+from pkuslurm.slurm import commands, parse
 from pkuslurm.slurm.environment import clean, in_allocation, leaking
 
 SQUEUE = """\
@@ -47,6 +47,40 @@ def test_sacct() -> None:
     assert rows["15"].state == "CANCELLED" and not rows["15"].orphaned  # somebody did it
     assert rows["16"].orphaned and rows["16"].started is None and rows["16"].nodes == ""
     assert rows["18"].orphaned, "22.05 gives it the time of its end as start"
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("7", [7]),
+        ("[1-3%1]", [1, 2, 3]),
+        ("[0,2-4,7%2]", [0, 2, 3, 4, 7]),
+        ("[0-10:5]", [0, 5, 10]),
+        ("[1,3-4,...]", [1, 3, 4]),  # cut off
+        ("[]", []),
+        ("[3-1]", []),
+        ("[0-999999999]", []),
+    ],
+)
+def test_elements_of_an_array(text: str, numbers: list[int]) -> None:
+    assert parse.elements(text) == numbers
+
+
+def test_pending_elements_in_one_row_are_told_one_by_one() -> None:
+    """sacct has them so; squeue without -r, too. Where an element has a row of its own, that one counts."""
+    text = (
+        "289_0|COMPLETED|0:0|None|None|ascend01|None|k\n289_[1-3%1]|PENDING|0:0|Unknown|Unknown|None assigned|None|k\n"
+    )
+    text += "289_2|FAILED|3:0|None|None|ascend01|None|k\n"
+    rows = {row.job_id: row for row in parse.sacct(text)}
+    assert {key: row.state for key, row in rows.items()} == {
+        "289_0": "COMPLETED",
+        "289_1": "PENDING",
+        "289_2": "FAILED",
+        "289_3": "PENDING",
+    }
+    queued = parse.squeue("289_[1,4-5]|PENDING|N/A|N/A||alice|Priority|k\n")
+    assert [row.job_id for row in queued] == ["289_1", "289_4", "289_5"] and queued[0].name == "k"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +128,15 @@ def test_partitions() -> None:
         parse.Partition("npu", "UP", 1440, None, 4, True),
         parse.Partition("short", "DOWN", 10, 1, 2, False),
     ]
+
+
+@pytest.mark.parametrize("name", ["squeue", "sacct"])
+def test_an_array_is_asked_for_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(commands.shutil, "which", lambda _: "/bin/x")
+    monkeypatch.setattr(commands, "_run", lambda argv, *_: asked.append(f"{argv[0]} {argv[-1]}") or commands._Done(""))
+    {"squeue": commands.queue, "sacct": commands.accounting}[name](["12_0", "12_1", "7", "13_0", "12_999"])
+    assert asked == [f"{name} 12,7,13"]
 
 
 @given(st.text())

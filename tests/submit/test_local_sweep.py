@@ -49,9 +49,11 @@ if act == "fail":
 if act == "hang":
     subprocess.Popen(["setsid", "sleep", "977.25"])
     time.sleep(977.25)
-if act == "meet":  # with another point, or never
+if act == "meet":  # with another point
     (run / "here").touch()
+    deadline = time.monotonic() + 15
     while len(list(sweep.glob("*/here"))) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 if name == "prepare":
     (run / "data").mkdir()
@@ -200,7 +202,7 @@ def test_a_failed_point_costs_no_other_and_is_done_again_alone(weird: Path) -> N
     begun = len(trace(sweep))
     code, text = end(drive(sweep, 1, 0))
     assert code == 1 and trace(sweep)[begun:] == ["0 train", "0 infer"]
-    assert "[1/2] lr=1e-1  COMPLETED already; passed NO\n[2/2] lr=1e-0  FAILED infer: " in text
+    assert "[1/2] complete already\n[2/2] lr=1e-0  FAILED infer: " in text
     set_acts(sweep)
     assert end(drive(sweep, 0))[0] == 0
     assert trace(sweep)[begun + 2 :] == ["0 infer"]

@@ -99,8 +99,9 @@ def describe(losses: Sequence[Point], evals: Sequence[Point]) -> str:
 
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers that enclose ``low`` to ``high``, ``about`` so many."""
-    if high <= low:
-        high = low + (abs(low) or 1.0) * 0.1
+    most = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * most, 1e-12):  # as good as equal
+        high = max(high, low + 0.1 * (most if most > 1e-12 else 1.0))
     raw = (high - low) / about
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1.0, 2.0, 5.0, 10.0) if factor * magnitude >= raw * 0.999)

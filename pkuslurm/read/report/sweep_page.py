@@ -80,11 +80,12 @@ def _state(now: SweepStatus) -> str:
 
 def _point(now: RunStatus) -> None:
     """The page of one point, if it has ended after it was written last."""
-    begun = any(job.started for job in now.jobs)
+    run = RunDir(now.path)
+    begun = any(job.started and run.home(job.kind) == run for job in now.jobs)
     if now.state in ("RUNNING", "PENDING", "UNKNOWN") or not begun:
         return
     with suppress(Exception):  # whatever is wrong with one point's files, the others have their pages
-        page = RunDir(now.path).report
+        page = run.report
         changed = (file.stat().st_mtime for pattern in _CHANGING for file in now.path.glob(pattern))
         if not page.is_file() or page.stat().st_mtime <= max(changed, default=0.0):
             report.write(now.path, now)
@@ -116,8 +117,8 @@ def _sentence(found: Board, first: Row | None) -> tuple[str, str]:
     chinese = f"{total} 个组合，变化的是 {keys}；{complete} 个已完成"
     english = f"{plural(total, 'point')}, differing in {keys}; {complete} complete"
     if first and first.metric is not None:
-        chinese += f"。最好的是 <b>#{first.n} {text(first.label)}</b>，{_metric(found)[0]} {_number(first.metric)}"
-        english += f". The best is <b>#{first.n} {text(first.label)}</b>, {_metric(found)[1]} {_number(first.metric)}"
+        chinese += f"。最好的是 <b>#{first.n} {_label(first)}</b>，{_metric(found)[0]} {_number(first.metric)}"
+        english += f". The best is <b>#{first.n} {_label(first)}</b>, {_metric(found)[1]} {_number(first.metric)}"
     return chinese + "。", english + "."
 
 
@@ -154,13 +155,13 @@ def _table(found: Board) -> str:
     if not found.rows:
         return section("board", "排名", "Leaderboard", missing("没有任何组合。", "There are no points."))
     keys = found.keys if 0 < len(found.keys) <= MOST_KEYS else ()
-    extra = found.metric not in ("loss", "eval_loss")
     header = [("名次", "rank"), ("组合", "point")]
     header += [("", text(_short(key, found.keys))) for key in keys] or [("设置", "settings")]
     header += [("状态", "state"), ("训练损失", "loss"), ("验证损失", "eval loss")]
-    header += [_metric(found)] if extra else []
-    header += [("符合期望", "passed"), ("小时", "hours")]
-    rows = [_cells(row, keys, extra) for row in found.rows[:MOST_ROWS]]
+    header += [] if found.metric in leaderboard.LOSSES else [_metric(found)]
+    header += [] if found.metric == "passed" else [("符合期望", "passed")]
+    header += [("小时", "hours")]
+    rows = [_cells(row, keys, found.metric) for row in found.rows[:MOST_ROWS]]
     body = "" if found.note is None else note(f"{text(found.note[0])}。", f"{text(found.note[1])}.", "alert")
     body += table(header, rows[:OPEN_ROWS], "cards board")
     if rest := rows[OPEN_ROWS:]:
@@ -171,18 +172,19 @@ def _table(found: Board) -> str:
     return section("board", "排名", "Leaderboard", body)
 
 
-def _cells(row: Row, keys: Sequence[str], extra: bool) -> list[str]:
+def _cells(row: Row, keys: Sequence[str], metric: str) -> list[str]:
+    own = [] if metric in leaderboard.LOSSES else [_number(row.metric)]
     passed = {None: "–", True: '<span class="good">✓</span>', False: '<span class="bad">✗</span>'}
     hours = row.hours or 0.0
     return [
         f"<b>{row.rank}</b>" if row.rank else "–",
         _link(row),
-        *([f"<code>{text(row.values.get(key, '–'))}</code>" for key in keys] or [f"<code>{text(row.label)}</code>"]),
+        *([f"<code>{text(row.values.get(key, '–'))}</code>" for key in keys] or [f"<code>{_label(row)}</code>"]),
         pill(row.state),
         _number(row.loss),
         _number(row.eval_loss),
-        *([_number(row.metric)] if extra else []),
-        passed[row.passed],
+        *own,
+        *([] if metric == "passed" else [passed[row.passed]]),
         "–" if row.hours is None else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.3f}",
     ]
 
@@ -197,6 +199,11 @@ def _link(row: Row) -> str:
     """Its number, which leads to its own page where there is one."""
     there = RunDir(row.path).report.is_file()
     return f'<a href="{row.n}/report.html">#{row.n}</a>' if there else f"#{row.n}"
+
+
+def _label(row: Row) -> str:
+    """Its label, which breaks between settings rather than inside of one."""
+    return "".join(f'<span class="part">{text(part)}</span>' for part in re.findall(r"[^,]*,|[^,]+$", row.label))
 
 
 def _number(value: float | None) -> str:
@@ -219,7 +226,7 @@ def _curves(found: Board) -> str:
     best = first.n if first and any(curve.n == first.n for curve in drawn) else None
     keys = []
     if first and best is not None:
-        keys.append(("loss", f"#{best} {text(first.label)}", "best"))
+        keys.append(("loss", f"#{best} {_label(first)}", "best"))
         if any(curve.n == best and curve.evals for curve in drawn):
             keys.append(("eval", "它的验证损失", "its evaluation"))
     if len(drawn) > (best is not None):
@@ -246,7 +253,7 @@ def _failed(found: Board) -> str:
     for rows in ordered[:MOST_REASONS]:
         rows = sorted(rows, key=lambda row: row.n)
         if len(rows) <= MOST_LABELS:
-            points = "<br>".join(f"{_link(row)} {text(row.label)}" for row in rows)
+            points = "<br>".join(f"{_link(row)} {_label(row)}" for row in rows)
         else:
             points = " ".join(_link(row) for row in rows[:MOST_LINKS])
         points += f" … +{len(rows) - MOST_LINKS}" if len(rows) > MOST_LINKS else ""

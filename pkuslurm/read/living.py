@@ -1,0 +1,36 @@
+"""Whether the processes that a run's files name are there: who runs its jobs, who works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pkuslurm.read.values import unix, whole
+from pkuslurm.worker import processes
+
+# launch writes run.json a moment before it says who runs it
+BEGINNING_SECONDS = 30.0
+
+
+def process(named: object, host: str) -> bool | None:
+    """Whether the process that ``named`` (host, pid, pid_start) names runs; None where this host cannot know."""
+    if not isinstance(named, Mapping) or named.get("host") != host:
+        return None
+    pid, start = whole(named.get("pid")), whole(named.get("pid_start"))
+    if pid is None or start is None:
+        return None
+    return processes.alive(pid, start)
+
+
+def launcher(document: Mapping[str, Any], host: str) -> bool | None:
+    """Whether the process that runs the jobs is there. It takes its name out of run.json when it has ended."""
+    named = document.get("launcher")
+    if named is not None:
+        return process(named, host)
+    jobs = document.get("jobs")
+    known = jobs.values() if isinstance(jobs, dict) else ()
+    if document.get("cancelled") or any(isinstance(job, dict) and job.get("job_id") for job in known):
+        return False
+    age = time.time() - (unix(document.get("created")) or 0.0)
+    return age < BEGINNING_SECONDS
