@@ -214,9 +214,23 @@ def _announce(home: SweepDir, points: Sequence[Ready], notes: Sequence[str], sha
         own = [item for item in first.point.composed.settings if not re.fullmatch(r"\w+=[\w.-]+", item.origin)]
         for line in show([item for item in own if item.key not in varied]).splitlines():
             print(f"set      {safe(line)}", file=sys.stderr)
-        said = [*notes, *(note for one in points for note in one.inputs.notes)]
+        said = [*notes, *_unranked(first.config), *(note for one in points for note in one.inputs.notes)]
         for note in dict.fromkeys(said):
             print(safe(labelled(note)), file=sys.stderr)
+
+
+def _unranked(config: Config) -> list[str]:
+    """Said before hours of training, not after them."""
+    train = config.train
+    evaluates = (train.get("val_size") or train.get("eval_dataset")) and (
+        train.get("do_eval") or train.get("eval_strategy") not in (None, "no")
+    )
+    if config.sweep.metric != "eval_loss" or "train" not in config.pipeline.jobs or evaluates:
+        return []
+    return [
+        "the points will be ranked by their training loss, since nothing is evaluated; "
+        "for an evaluation loss write train.val_size=0.1 train.eval_strategy=epoch"
+    ]
 
 
 def _start(home: SweepDir, config: Config, wanted: Sequence[Chain], new: bool) -> int:

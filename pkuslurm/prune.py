@@ -93,8 +93,9 @@ def of_runs(
     """(what, path, run) of what can go, and why which runs are left alone."""
     found: list[tuple[str, Path, Path | None]] = []
     skipped: dict[Path, str] = {}
-    for path in runs:
-        if why := _untouchable(path, days):
+    known = list(runs)
+    for path, now in zip(known, status.read_many(known), strict=True):  # one question to Slurm for all
+        if why := _untouchable(path, days, now):
             skipped[path] = why
             continue
         run = RunDir(path)
@@ -125,13 +126,12 @@ def _name(run: Path) -> str:
     return RunDir(run).run_id
 
 
-def _untouchable(path: Path, days: float) -> str | None:
+def _untouchable(path: Path, days: float, now: status.RunStatus) -> str | None:
     try:
         if path.is_symlink() or path.stat().st_uid != os.getuid():
             return "it belongs to another user"
     except OSError as error:
         return error.strerror or "it cannot be read"
-    now = status.read(path)
     if now.state != "COMPLETED":
         return f"it is {now.state}"
     launcher = now.document.get("launcher")
@@ -217,7 +217,7 @@ def remove(items: Sequence[Item]) -> dict[Path, str]:
     for item in items:
         try:
             if item.run is not None:
-                if why := _untouchable(item.run, 0.0):
+                if why := _untouchable(item.run, 0.0, status.read(item.run)):
                     raise PkuslurmError(why)
                 _record(item, RunDir(item.run))
             _away(item.path)

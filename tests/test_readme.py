@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pkuslurm.cli import _parser
-from pkuslurm.compose import compose
+from pkuslurm.compose import compose, compose_sweep
 from tests.conftest import REPO
 
 
@@ -40,7 +40,10 @@ def test_every_command_of_the_readme_exists(line: str) -> None:
         return
     assert words[:2] == [".venv/bin/python", "-m"]
     if words[2] == "pkuslurm.launch":
-        compose(words[3:])
+        if "-m" in words[3:]:
+            compose_sweep([word for word in words[3:] if word != "-m"])
+        else:
+            compose(words[3:])
     else:
         assert words[2] == "pkuslurm"
         _parser().parse_args(words[3:])

@@ -48,7 +48,6 @@ class Axis:
     name: str
     items: tuple[str, ...]
     values: tuple[str, ...]
-    file: Path | None = None  # the experiment that says so, where it was not typed
 
     @property
     def varies(self) -> bool:
@@ -95,15 +94,15 @@ def _of_experiment(said: Sequence[Axis], roots: Sequence[Path], defaults: Defaul
         try:
             if key.lstrip("+~") == "experiment":
                 raise PkuslurmError(f"hydra.sweeper.params.{key}: an experiment is chosen on the command line")
-            axes.append(_axis(f"{key}={value}", roots, file))
+            axes.append(_axis(f"{key}={value}", roots))
         except PkuslurmError as error:
             raise PkuslurmError(f"{error}; it stands in {file}") from None
     return axes
 
 
-def _axis(item: str, roots: Sequence[Path], file: Path | None = None) -> Axis:
+def _axis(item: str, roots: Sequence[Path]) -> Axis:
     if item.startswith("~"):
-        return Axis(f"~{typed.override_of(item, roots)[0]}", (item,), ("",), file)
+        return Axis(f"~{typed.override_of(item, roots)[0]}", (item,), ("",))
     name, value = typed.named(item)
     values = _values(name, value, roots)
     key = item.partition("=")[0]
@@ -111,7 +110,7 @@ def _axis(item: str, roots: Sequence[Path], file: Path | None = None) -> Axis:
         typed.override_of(f"{key}={values[0]}", roots)  # refused now, since it is no point's own mistake
     elif why := SHARED.get("sweep" if name.startswith("sweep.") else name):
         raise PkuslurmError(f"{name}={show(value)}: {why}")
-    return Axis(name, tuple(f"{key}={one}" for one in values), tuple(values), file)
+    return Axis(name, tuple(f"{key}={one}" for one in values), tuple(values))
 
 
 def _values(name: str, value: str, roots: Sequence[Path]) -> list[str]:
