@@ -17,11 +17,10 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
 from pkuslurm.read import proof, pruned, report, status
 from pkuslurm.read.closing import closing
-from pkuslurm.retry import by_itself, renew
+from pkuslurm.retry import renew, set_apart
 from pkuslurm.rundir import RunDir, read_json, write_json, write_text
 from pkuslurm.screen import Screen
 from pkuslurm.submit.local import check_owner, run_jobs
-from pkuslurm.sweepdir import sweep_of
 from pkuslurm.worker import marker
 
 
@@ -79,9 +78,8 @@ def _on_slurm(redo: _Redo, keep_old: bool) -> int:
             raise PkuslurmError(
                 f"{run.run_id}: {kind} ({living[kind]}) still waits or runs; let it end, or cancel it first"
             )
+        set_apart(run, document, (kind,))
         redo.begin()
-        if (home := sweep_of(run)) is not None:
-            document["jobs"][kind]["after_group"] = by_itself(home, run)
         renew(run, document["jobs"][kind], kind, attempt=redo.attempt)
         document["cancelled"] = None
         write_json(run.run_json, document)

@@ -8,9 +8,10 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pkuslurm.compose import Sweep, show
 from pkuslurm.config.schema import Config
@@ -26,9 +27,12 @@ from pkuslurm.render.points import difference, share_key
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import labelled
 from pkuslurm.rundir import SHARED
+from pkuslurm.submit.alone import alone
+from pkuslurm.submit.local import launcher_of
 from pkuslurm.submit.write import new_run_id, run_json
 from pkuslurm.submit.write_sweep import Member, NewShare, SweepFiles, add, create, sweep_head
-from pkuslurm.sweepdir import SweepDir, is_sweep, load
+from pkuslurm.sweep import follow, not_all, run_here, submitted
+from pkuslurm.sweepdir import SweepDir, is_sweep, save
 
 
 def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -67,44 +71,63 @@ def _launch(
     home: SweepDir, points: Sequence[Ready], sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]
 ) -> int:
     files = _files(home, points, sweep, typed, 0, {})
+    todo = _chains(files, points)
     create(files)
     remember(home.path.parent, environ)
     _announce(home, points, sweep.notes, len(files.shares))
-    return _start(home, points[0].config, _wanted(files, points), new=True)
+    left: list[Chain] = []
+    if points[0].config.cluster.executor == "slurm":
+        with alone(home.own) as known:
+            left = _submit(home, known, todo, lambda: shutil.rmtree(home.path, ignore_errors=True))
+    return _then(home, points[0].config, left)
 
 
 def _extend(
     home: SweepDir, points: Sequence[Ready], sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]
 ) -> int:
     """Those that are not there yet; the shares that are there are used again."""
-    from pkuslurm.submit.alone import alone
-    from pkuslurm.submit.sweep_queue import save
-
+    left: list[Chain] = []
     with alone(home.own) as known:
         there = {point["config"] for point in known["points"]}
         fresh = [one for one in points if one.fingerprint not in there]
-        skipped = len(points) - len(fresh)
-        if skipped:
-            print(f"{home.sweep_id}: {skipped} of {len(points)} points are there already", file=sys.stderr)
-        if fresh:
-            if known["executor"] != fresh[0].config.cluster.executor:
-                raise PkuslurmError(
-                    f"sweep.extend={home.sweep_id}: it ran with cluster.executor={known['executor']}; choose that"
-                )
-            files = _files(home, fresh, sweep, typed, len(known["points"]), known.get("share_keys") or {})
-            try:
-                add(files)
-            except OSError as error:
-                raise PkuslurmError(f"{error.filename or home.path}: {error.strerror}") from None
-            known["points"] += [one.entry for one in files.members]
+        if len(fresh) < len(points):
+            count = len(points) - len(fresh)
+            print(f"{home.sweep_id}: {count} of {len(points)} points are there already", file=sys.stderr)
+        if not fresh:
+            print(home.path)
+            return 0
+        config = fresh[0].config
+        if known["executor"] != config.cluster.executor:
+            raise PkuslurmError(
+                f"sweep.extend={home.sweep_id}: it ran with cluster.executor={known['executor']}; choose that"
+            )
+        if launcher_of(home.own, known) is not None:
+            raise PkuslurmError(f"sweep.extend={home.sweep_id}: it is still running; wait, or cancel it first")
+        files = _files(home, fresh, sweep, typed, len(known["points"]), known.get("share_keys") or {})
+        todo = _chains(files, fresh)
+        before = {name: known.get(name) for name in ("points", "keys", "share_keys")}
+        try:
+            add(files)
+            known["points"] = [*known["points"], *(one.entry for one in files.members)]
             known["keys"] = list(dict.fromkeys([*known["keys"], *sweep.keys]))
             known["share_keys"] = files.head["share_keys"]
             save(home, known)
-    if not fresh:
-        print(home.path)
-        return 0
-    _announce(home, fresh, sweep.notes, len(files.shares))
-    return _start(home, fresh[0].config, _wanted(files, fresh), new=False)
+        except OSError as error:
+            raise PkuslurmError(f"{error.filename or home.path}: {error.strerror}") from None
+        _announce(home, fresh, sweep.notes, len(files.shares))
+        if config.cluster.executor == "slurm":
+            left = _submit(home, known, todo, lambda: _take_out(home, known, before, files))
+    return _then(home, config, left)
+
+
+def _take_out(home: SweepDir, known: dict[str, Any], before: Mapping[str, Any], files: SweepFiles) -> None:
+    """Points that Slurm will not have: the sweep is again what it was."""
+    known.update(before)
+    save(home, known)
+    for member in files.members:
+        shutil.rmtree(home.point(member.entry["n"]).path, ignore_errors=True)
+    for share in files.shares:
+        shutil.rmtree(home.shared(share.number).path, ignore_errors=True)
 
 
 def _files(
@@ -140,7 +163,6 @@ def _files(
             "values": dict(one.point.values),
             "config": one.fingerprint,
             "shared": share,
-            "asks": hashlib.sha256(one.asks.encode()).hexdigest()[:16],
         }
         members.append(Member(entry, document))
     group = config.access == "group"
@@ -183,16 +205,14 @@ def _report(home: SweepDir, one: Ready) -> str:
     return json.dumps(described, ensure_ascii=False, indent=1) + "\n"
 
 
-def _wanted(files: SweepFiles, points: Sequence[Ready]) -> list[Chain]:
+def _chains(files: SweepFiles, points: Sequence[Ready]) -> list[Chain]:
     """What is to be submitted: the shares first."""
-    from pkuslurm.slurm import commands
-
     config = points[0].config
     if config.cluster.executor != "slurm":
         return []
-    most = commands.most_elements() if config.cluster.arrays else 1
-    if not most:
-        raise PkuslurmError("cluster.arrays=true: this cluster takes no job arrays; write cluster.arrays=false")
+    from pkuslurm.submit.sweep_again import most_elements
+
+    most = most_elements(config.cluster.arrays)
     shares = {f"{SHARED}/{share.number}": (("prepare",), "") for share in files.shares}
     members = {
         str(member.entry["n"]): (tuple(kind for kind in one.steps.kinds if kind != "prepare"), one.asks)
@@ -233,35 +253,32 @@ def _unranked(config: Config) -> list[str]:
     ]
 
 
-def _start(home: SweepDir, config: Config, wanted: Sequence[Chain], new: bool) -> int:
-    if config.cluster.executor != "slurm":
-        from pkuslurm.sweep import run_here
-
-        return run_here(home, config.cluster.array_parallelism or 1)
-    return _submit(home, config, wanted, new)
-
-
-def _submit(home: SweepDir, config: Config, wanted: Sequence[Chain], new: bool) -> int:
-    from pkuslurm.submit.alone import alone
+def _submit(home: SweepDir, known: dict[str, Any], todo: Sequence[Chain], undo: Callable[[], None]) -> list[Chain]:
+    """Submit ``todo`` of a sweep that is ours alone; what did not fit. ``undo``: where Slurm refuses it for good."""
     from pkuslurm.submit.arrays import send
     from pkuslurm.submit.slurm import Refused
-    from pkuslurm.submit.sweep_queue import living
-    from pkuslurm.sweep import follow, not_all, submitted
+    from pkuslurm.submit.sweep_queue import adopt, living
 
     try:
-        with alone(home.own) as sweep:
-            left = send(home, sweep, wanted, [] if new else living(home, sweep))
+        adopt(home, known)
+        left = send(home, known, todo, living(home, known))
     except PartlySubmitted:
         print(home.path, flush=True)
         raise
     except Refused:
-        if new:
-            shutil.rmtree(home.path, ignore_errors=True)  # nothing of it is in the queue
+        undo()
         raise
     with suppress(OSError):
-        print(submitted(load(home) or {}), file=sys.stderr)
+        print(submitted(known), file=sys.stderr)
         command = f"{shlex.quote(sys.executable)} -m pkuslurm"
         print(f"next     {command} status {shlex.quote(home.sweep_id)}", file=sys.stderr)
+    return left
+
+
+def _then(home: SweepDir, config: Config, left: Sequence[Chain]) -> int:
+    """Run here, or followed, or left alone."""
+    if config.cluster.executor != "slurm":
+        return run_here(home, config.cluster.array_parallelism or 1)
     code = follow(home, float(config.cluster.poll_seconds)) if config.wait else 0
     with suppress(OSError):
         print(home.path, flush=True)

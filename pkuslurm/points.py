@@ -13,6 +13,7 @@ from pkuslurm.config.built import check_built
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
+from pkuslurm.plan.chains import asks
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import RunPlan, plan
 from pkuslurm.preflight.resolve import Seen, check_machine, resolve
@@ -21,8 +22,9 @@ from pkuslurm.render.render import RunFiles, render
 from pkuslurm.rundir import ANY_POINT, RunDir
 from pkuslurm.sweepdir import SweepDir
 
-# What of a configuration says how it is launched, not what comes of it: points that differ in it alone are the same.
-_NOT_RESULT = ("name", "wait", "dry_run", "here", "run_root", "cache_root", "notes", "sweep", "access")
+# What of a configuration decides what comes of it: points that differ in the rest alone are the same.
+_RESULT = ("nodes", "model", "dataset", "train", "merge", "infer", "container", "pipeline")
+_OF_CLUSTER = ("accelerator", "nproc_per_node", "python", "env")
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,16 @@ def _ready(point: SweepPoint, home: SweepDir, environ: Mapping[str, str], seen: 
     inputs = resolve(config, environ, lenient=config.dry_run, seen=seen)
     files = render(steps, inputs, RunDir(home.path / ANY_POINT), composed.yaml, sys.executable)
     texts = {name: text for name, text in files.texts.items() if name != "jobs/prepare.json"}
-    asks = {
-        kind: [job[name] for name in ("nodes", "nproc_per_node")] + [job.get("request"), job.get("worker")]
-        for kind, job in files.jobs.items()
-        if kind != "prepare"
-    }
-    result = {name: value for name, value in asdict(config).items() if name not in _NOT_RESULT}
+    own = [files.jobs[job.kind] for job in steps.jobs if job.kind != "prepare"]
+    known = asdict(config)
+    result = [{name: known[name] for name in _RESULT}, {name: known["cluster"][name] for name in _OF_CLUSTER}]
     fingerprint = hashlib.sha256(json.dumps(result, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return Ready(point, config, steps, inputs, replace(files, texts=texts), fingerprint, json.dumps(asks))
+    return Ready(
+        point,
+        config,
+        steps,
+        inputs,
+        replace(files, texts=texts),
+        fingerprint,
+        asks(own) if config.cluster.executor == "slurm" else str([job.kind for job in steps.jobs]),
+    )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import proof, pruned
 from pkuslurm.read.closing import closing
+from pkuslurm.read.proof import open_kinds
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.screen import Screen
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
 from pkuslurm.submit.local import check_owner, launcher_of, run_jobs
-from pkuslurm.sweepdir import SweepDir, load, sweep_of
+from pkuslurm.sweepdir import check_settled, load, save, sweep_of
 from pkuslurm.sweepdir import document as read_document
 
 
@@ -23,7 +24,7 @@ def retry(run: RunDir) -> int:
     document = read_document(run)
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    kinds = _open_kinds(run, document)
+    kinds = open_kinds(run, document["jobs"])
     if run.is_point and "prepare" in kinds:
         sweep = run.path.parent.name
         raise PkuslurmError(f"{run.run_id}: its prepare is done for several points: pkuslurm retry {sweep}")
@@ -40,13 +41,7 @@ def retry(run: RunDir) -> int:
 
 def go_on(run: RunDir) -> None:
     """The same for who follows a run on Slurm: nothing is printed to stdout."""
-    _send_again(run, _open_kinds(run, read_document(run) or {"jobs": {}}))
-
-
-def _open_kinds(run: RunDir, document: Mapping[str, Any]) -> list[str]:
-    """What is not proved complete."""
-    gone = pruned.read(run)
-    return [kind for kind in document["jobs"] if proof.marker_of(run, run.run_id, kind, gone)[0] is None]
+    _send_again(run, open_kinds(run, (read_document(run) or {"jobs": {}})["jobs"]))
 
 
 def _here(run: RunDir, kinds: list[str]) -> int:
@@ -83,10 +78,8 @@ def _send_again(run: RunDir, kinds: list[str]) -> None:
         if living and not unsent and not any(jobs[kind].get("held") for kind in kinds):
             names = ", ".join(f"{kind} ({job_id})" for kind, job_id in living.items())
             raise PkuslurmError(f"{run.run_id}: {names} still waits or runs; let it end, or cancel it first")
-        home = sweep_of(run)
+        set_apart(run, document, again)
         for kind in again:
-            if home is not None:
-                jobs[kind]["after_group"] = by_itself(home, run)
             if jobs[kind].get("job_id") is None and not document.get("cancelled"):
                 continue  # never submitted: it goes under its first key
             renew(run, jobs[kind], kind, packed)
@@ -96,14 +89,21 @@ def _send_again(run: RunDir, kinds: list[str]) -> None:
     print(f"{run.run_id}: submitted {', '.join(again) or 'nothing new'}", file=sys.stderr)
 
 
-def by_itself(home: SweepDir, run: RunDir) -> int:
-    """Say in sweep.json that this point is submitted apart from its group; the number of the last group before that."""
-    sweep = load(home) or {"groups": [], "points": []}
+def set_apart(run: RunDir, document: dict[str, Any], kinds: Sequence[str]) -> None:
+    """Before jobs of a sweep's point are submitted by themselves: in sweep.json, which then looks into its run.json,
+    and in ``document``, whose ids are no longer those of a group. Raises PkuslurmError where the group is half sent."""
+    home = sweep_of(run)
+    sweep = None if home is None else load(home, strict=True)
+    if home is None or sweep is None:
+        return
+    check_settled(run, sweep)
     for point in sweep["points"]:
-        if str(point["n"]) == run.path.name and not point.get("alone"):
-            point["alone"] = True
-            write_json(home.sweep_json, {name: value for name, value in sweep.items() if name != "groups"})
-    return len(sweep["groups"]) - 1
+        if str(point["n"]) == run.path.name and not point.get("apart"):
+            point["apart"] = True
+            save(home, sweep)
+    for kind in kinds:
+        document["jobs"][kind].pop("group", None)
+        document["jobs"][kind]["after_group"] = len(sweep["groups"]) - 1
 
 
 def renew(run: RunDir, entry: dict[str, Any], kind: str, packed: bool = False, attempt: int | None = None) -> None:
@@ -112,6 +112,12 @@ def renew(run: RunDir, entry: dict[str, Any], kind: str, packed: bool = False, a
     number = len(entry.setdefault("earlier", [])) + 1
     # nothing is lost: also the ids of what went before
     entry["earlier"].append({name: entry.get(name) for name in ("job_id", "key", "first_attempt")})
-    key = f"{run.run_id}-{'pack' if packed else kind}-r{number}"
+    base = f"{run.run_id}-{'pack' if packed else kind}"
+    taken = {one.get("key") for one in entry["earlier"]}
+    if (home := sweep_of(run)) is not None:
+        from pkuslurm.submit.arrays import keys_of
+
+        taken |= keys_of(run.path, load(home) or {"groups": []})
+    key = next(key for again in itertools.count(number) if (key := f"{base}-r{again}") not in taken)
     entry.update(job_id=None, asked=None, held=False, key=key, first_attempt=attempt)
     renumber(run, kind, attempt, key)

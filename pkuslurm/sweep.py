@@ -12,19 +12,22 @@ from typing import Any
 
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.plan.chains import Chain
+from pkuslurm.read import proof
 from pkuslurm.read import sweep as reading
+from pkuslurm.read.job import JobStatus
 from pkuslurm.read.present_sweep import line
 from pkuslurm.read.report import leaderboard
 from pkuslurm.read.rules import ENDED
+from pkuslurm.read.still_open import open_points, open_shares
 from pkuslurm.read.sweep import SweepStatus
 from pkuslurm.read.text import safe
 from pkuslurm.render.render import worker_command
+from pkuslurm.rundir import SHARED
 from pkuslurm.submit import queue
 from pkuslurm.submit.alone import alone, check_place
 from pkuslurm.submit.attempt_numbers import once_more
 from pkuslurm.submit.local import check_owner
-from pkuslurm.submit.sweep_again import open_points, wanted
-from pkuslurm.sweepdir import SweepDir, load
+from pkuslurm.sweepdir import SweepDir, load, save
 
 # so many looks in a row at which nothing is told, before it is given up: a controller may be away for a while
 MOST_UNKNOWN = 20
@@ -87,13 +90,16 @@ def submitted(sweep: Mapping[str, Any]) -> str:
 
 def unsent(sweep: Mapping[str, Any]) -> list[int]:
     """The points that were never submitted."""
-    known = {member for group in sweep["groups"] for member in group["members"]}
-    return [point["n"] for point in sweep["points"] if str(point["n"]) not in known and not point.get("alone")]
+    known = {member for group in sweep.get("groups", ()) for member in group["members"]}
+    if not {*sweep.get("pipeline", ())} - {"prepare"}:
+        return []
+    points = [point for point in sweep.get("points", ()) if not point.get("apart")]
+    return [point["n"] for point in points if str(point["n"]) not in known]
 
 
 def not_all(home: SweepDir, left: Sequence[Chain]) -> str:
     """Why not all is in the queue, and what to do."""
-    points = sum(len(chain.members) for chain in left)
+    points = sum(not name.startswith(SHARED) for chain in left for name in chain.members)
     return (
         f"{home.sweep_id}: {points} points are over the limit on how many jobs you may have in the queue, and not yet "
         f"submitted; `pkuslurm retry {home.sweep_id}` goes on when there is room, wait=true by itself"
@@ -104,23 +110,22 @@ def retry(home: SweepDir) -> int:
     """All that is neither complete nor in the queue. The command's exit code."""
     check_owner(home.own)
     sweep = load(home)
-    if sweep is None:
+    if sweep is None or not isinstance(sweep.get("points"), list):
         raise PkuslurmError(f"{home.sweep_json}: it cannot be read as a sweep's description")
     check_place(home.own)
     if sweep["executor"] != "slurm":
-        if not open_points(home, sweep):
-            return _nothing(home)
-        return run_here(home, int(sweep.get("array_parallelism") or 1))
-    before, last = len(sweep["groups"]), sweep["jobs"]["report"].get("job_id")
+        if open_points(home, sweep) or open_shares(home, sweep) or proof.open_kinds(home.own, ("report",)):
+            return run_here(home, int(sweep.get("array_parallelism") or 1))
+        return _nothing(home)
+    before = [len(sweep["groups"]), sweep["jobs"]["report"].get("job_id")]
     left = go_on(home)
     now = load(home) or sweep
-    fresh = now | {"groups": now["groups"][before:]}
     if left:
         print(home.path, flush=True)
         raise PartlySubmitted(not_all(home, left))
-    if fresh["groups"] or now["jobs"]["report"].get("job_id") != last:
-        print(submitted(fresh), file=sys.stderr)
-    elif not open_points(home, sweep):
+    if [len(now["groups"]), now["jobs"]["report"].get("job_id")] != before:
+        print(submitted(now | {"groups": now["groups"][before[0] :]}), file=sys.stderr)
+    elif not open_points(home, sweep) and not open_shares(home, sweep):
         return _nothing(home)
     else:
         print("nothing new; what was submitted goes on", file=sys.stderr)
@@ -134,19 +139,27 @@ def _nothing(home: SweepDir) -> int:
     return 0
 
 
-def go_on(home: SweepDir) -> list[Chain]:
-    """Submit what is to be submitted now; what did not fit."""
+def go_on(home: SweepDir, room: int | None = None) -> list[Chain]:
+    """Submit what is to be submitted now; what did not fit.
+
+    ``room``: who feeds the rest in sends only what was never sent nor cancelled, at first so many points at a time.
+    """
     from pkuslurm.submit.arrays import send
-    from pkuslurm.submit.sweep_queue import adopt, living, save
+    from pkuslurm.submit.sweep_again import settle, wanted
+    from pkuslurm.submit.sweep_queue import adopt, living
 
     with alone(home.own) as sweep:
+        if room is not None and sweep.get("cancelled"):
+            return []
         adopt(home, sweep)
         there = living(home, sweep)
-        todo = wanted(home, sweep, there)
+        settle(home, sweep, there)
+        todo = wanted(home, sweep, there, fresh=room is not None)
         if sweep.get("cancelled"):
             sweep["cancelled"] = None
             save(home, sweep)
-        return send(home, sweep, todo, there)
+        pieces = [piece for chain in todo for piece in chain.pieces(room or len(chain.members))]
+        return send(home, sweep, pieces, there)
 
 
 def cancel(home: SweepDir) -> bool:
@@ -165,7 +178,7 @@ def follow(home: SweepDir, seconds: float) -> int:
 
     Points that did not fit are submitted as room appears.
     """
-    said, unknown = "", 0
+    said, silent, ended = "", 0, -1
     try:
         while True:
             now = reading.read(home.path)
@@ -175,17 +188,33 @@ def follow(home: SweepDir, seconds: float) -> int:
                     print(words, file=sys.stderr, flush=True)
             for number, run in enumerate(now.runs):
                 queue.lift(home.point(number), run)
-            over = all(run.state in (*ENDED, "PREEMPTED") for run in now.runs)
-            if unsent(now.document):
-                go_on(home)
-            elif over and all(job.state in ENDED for job in now.jobs):
+            waiting = unsent(now.document) if not now.document.get("cancelled") else []
+            if not waiting and all(job.state in (*ENDED, "PREEMPTED") for job in _all_jobs(now)):
                 closing(now)
                 return 0 if now.state == "COMPLETED" else 1
-            unknown = unknown + 1 if now.state == "UNKNOWN" else 0
-            if unknown > MOST_UNKNOWN:
+            silent = silent + 1 if now.state == "UNKNOWN" else 0
+            over = sum(job.state in ENDED for job in _all_jobs(now))
+            if waiting and over > ended and now.state != "UNKNOWN":
+                silent, ended = _feed(home, max(1, over - max(ended, 0)), silent, over, ended)
+            if silent > MOST_UNKNOWN:
                 raise PkuslurmError(f"{home.sweep_id}: nothing is known of its jobs any more; see `pkuslurm status`")
             time.sleep(seconds)
     except KeyboardInterrupt:
         with suppress(OSError):
             print("stopped following; the jobs go on (pkuslurm cancel ends them)", file=sys.stderr)
         return 130
+
+
+def _all_jobs(now: SweepStatus) -> list[JobStatus]:
+    return [*now.jobs, *(job for run in now.runs for job in run.jobs)]
+
+
+def _feed(home: SweepDir, room: int, silent: int, over: int, ended: int) -> tuple[int, int]:
+    """Submit more where jobs have ended; how often in a row that could not be, and up to which of them it was done."""
+    try:
+        go_on(home, room)
+    except PkuslurmError as error:  # another command has the sweep, Slurm does not answer: next time
+        with suppress(OSError):
+            print(f"not yet: {safe(error)}", file=sys.stderr, flush=True)
+        return silent + 1, ended
+    return 0, over

@@ -11,7 +11,7 @@ from pkuslurm.plan.chains import after_shares, chains
 from pkuslurm.points import Ready
 from pkuslurm.render.render import RunFiles
 from pkuslurm.render.text import dry_run_text
-from pkuslurm.rundir import ANY_POINT
+from pkuslurm.rundir import ANY_POINT, SHARED
 from pkuslurm.submit.write_sweep import SweepFiles
 
 
@@ -60,39 +60,41 @@ def _scripts(points: Sequence[Ready], files: SweepFiles) -> dict[str, str]:
     config = points[0].config
     if config.cluster.executor != "slurm":
         return {}
+    from pkuslurm.submit.arrays import CAPPED, Jobs, submission_of
     from pkuslurm.submit.slurm import Array, Submission, groups, script
 
     home, texts = files.home, dict[str, str]()
+    arrays, most = config.cluster.arrays, config.cluster.array_parallelism
 
-    def submission(key: str, jobs: Sequence[Mapping[str, Any]], after: str, number: int, count: int) -> Submission:
-        most = config.cluster.array_parallelism if "train" in [job["kind"] for job in jobs] else None
-        array = Array(home.path, home.table(number), count, most) if config.cluster.arrays else None
-        return Submission(key, jobs, after, hold=not after or "aftercorr" not in after, array=array)
+    def add(label: str, key: str, jobs: Jobs, number: int, count: int, **after: Any) -> None:
+        capped = most if CAPPED in [job["kind"] for job in jobs] else None
+        array = Array(home.path, home.table(number), count, capped) if arrays else None
+        texts[label] = script(submission_of(key=key, jobs=jobs, array=array, **after))
 
-    number = 0
     for share in files.shares[:1]:
         job = json.loads(share.texts["jobs/prepare.json"])
-        texts["prepare"] = script(submission(f"{home.sweep_id}-prepare", [job], "", 0, len(files.shares)))
-        number = 1
-    members = {
-        str(member.entry["n"]): (tuple(one.files.jobs), one.asks)
-        for member, one in zip(files.members, points, strict=True)
+        key = f"{home.sweep_id}-prepare" if arrays else f"{home.sweep_id}/{SHARED}/0-prepare"
+        add("prepare", key, [job], 0, len(files.shares), before=None, first="", lane=())
+    names = {str(member.entry["n"]): one for member, one in zip(files.members, points, strict=True)}
+    kinds = {
+        name: (tuple(kind for kind in one.steps.kinds if kind != "prepare"), one.asks) for name, one in names.items()
     }
-    link = "aftercorr" if config.cluster.arrays else "afterok"
-    for chain in chains(members, len(members) if config.cluster.arrays else 1):
-        one = points[int(chain.members[0])]
-        jobs = [json.loads(json.dumps(dict(one.files.jobs[kind]))) for kind in one.steps.kinds if kind != "prepare"]
+    lane: list[str] = []
+    for number, chain in enumerate(chains(kinds, len(kinds) if arrays else 1), bool(files.shares)):
+        jobs = [json.loads(json.dumps(dict(names[chain.members[0]].files.jobs[kind]))) for kind in chain.kinds]
         needs = [f"JOB_ID_{files.members[int(name)].entry['shared']}" for name in chain.members]
-        after = after_shares(needs) if "prepare" in one.steps.kinds else ""
+        first = after_shares(needs) if "prepare" in jobs[0]["parents"] else ""
+        before: str | None = None
         for group in groups(jobs):
             name = "pack" if group[0]["request"].get("pack") else group[0]["kind"]
-            suffix = f"-g{before}" if (before := number - bool(files.shares)) else ""
-            key = f"{home.sweep_id}{'' if config.cluster.arrays else '/' + chain.members[0]}-{name}{suffix}"
+            suffix = f"-g{number}" if number > bool(files.shares) else ""
+            key = f"{home.sweep_id}-{name}{suffix}" if arrays else f"{home.sweep_id}/{chain.members[0]}-{name}"
             label = name if chain.members[0] == "0" else f"{name} of point {chain.members[0]} and its like"
-            texts[label] = script(submission(key, group, after, number, len(chain.members)))
-            after = f"{link}:JOB_ID"
-        number += 1
-        if not config.cluster.arrays:
+            own_lane = lane if CAPPED in [job["kind"] for job in group] else ()
+            add(label, key, group, number, len(chain.members), before=before, first=first, lane=own_lane)
+            before = "JOB_ID"
+        lane = ["JOB_ID"] if most else []
+        if not arrays:
             break  # of the others the same
     report = json.loads(files.report)
     texts["report"] = script(Submission(f"{home.sweep_id}-report", [report], "afterany:JOB_ID"))

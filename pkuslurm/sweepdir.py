@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pkuslurm.rundir import SHARED, RunDir, read_json
+from pkuslurm.errors import PkuslurmError
+from pkuslurm.rundir import SHARED, RunDir, read_json, write_json
 
 SCHEMA_VERSION = 1
 
@@ -70,14 +72,58 @@ def sweep_of(run: RunDir) -> SweepDir | None:
     return SweepDir(run.path.parent) if run.is_point else None
 
 
-def load(home: SweepDir) -> dict[str, Any] | None:
-    """sweep.json, with ``groups``: a list of all that was submitted, one after another. None: it cannot be read."""
+def load(home: SweepDir, strict: bool = False) -> dict[str, Any] | None:
+    """sweep.json, with ``groups``: all that was submitted, one after another. None: it cannot be read.
+
+    ``strict``: for whoever submits. A group that is there and cannot be read raises PkuslurmError: its points would
+    seem never to have been submitted.
+    """
     value = read_json(home.sweep_json)
     if value is not None:
-        value["groups"] = []
-        while (group := read_json(home.group(len(value["groups"])))) is not None:
-            value["groups"].append(group)
+        value["groups"] = groups = _groups(home, strict)
+        value["where"] = where = dict[str, list[tuple[int, int]]]()
+        for number, group in enumerate(groups):
+            for index, name in enumerate(group["members"]):
+                where.setdefault(str(name), []).append((number, index))
     return value
+
+
+def save(home: SweepDir, sweep: Mapping[str, Any]) -> None:
+    """Write sweep.json; its groups have files of their own. Raises OSError."""
+    write_json(home.sweep_json, {name: value for name, value in sweep.items() if name not in ("groups", "where")})
+
+
+def _groups(home: SweepDir, strict: bool) -> list[dict[str, Any]]:
+    try:
+        names = os.listdir(home.groups)
+    except OSError as error:
+        if strict and not isinstance(error, FileNotFoundError):
+            raise PkuslurmError(f"{home.groups}: {error.strerror or error}") from None
+        names = []
+    numbers = [int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal()]
+    found = []
+    for number in range(max(numbers, default=-1) + 1):
+        group = read_json(home.group(number)) or {}
+        if not isinstance(group.get("members"), list) or not isinstance(group.get("jobs"), dict):
+            if strict and number in numbers:
+                raise PkuslurmError(f"{home.group(number)}: it cannot be read; what it says was submitted is not known")
+            group = {"members": [], "jobs": {}}
+        found.append(group)
+    return found
+
+
+def unfinished(group: Mapping[str, Any]) -> bool:
+    """Whether its launcher died before all of it was submitted and let go."""
+    return bool(group["members"]) and any(not job.get("job_id") or job.get("held") for job in group["jobs"].values())
+
+
+def check_settled(run: RunDir, sweep: Mapping[str, Any]) -> None:
+    """Raise PkuslurmError where a point's group is not wholly submitted: alone it would be submitted twice."""
+    for number, _ in (sweep.get("where") or {}).get(run.path.name, ()):
+        if unfinished(sweep["groups"][number]):
+            raise PkuslurmError(
+                f"{run.run_id}: its sweep was submitted only in part; first retry, or cancel, {run.path.parent.name}"
+            )
 
 
 def document(run: RunDir, sweep: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
@@ -97,7 +143,8 @@ def document(run: RunDir, sweep: Mapping[str, Any] | None = None) -> dict[str, A
 def with_sweep(value: dict[str, Any], run: RunDir, home: SweepDir, sweep: Mapping[str, Any]) -> dict[str, Any]:
     """A point's (or a share's) run.json ``value`` with the ids of its elements in the arrays of its sweep.
 
-    An entry that was submitted by itself later than an array (``after_group``) keeps what it says.
+    An entry that was submitted by itself after the group with the number ``after_group`` keeps what it says, unless
+    there is a later group.
     """
     jobs = value.get("jobs")
     entries: dict[str, Any] = jobs if isinstance(jobs, dict) else {}
@@ -110,7 +157,8 @@ def with_sweep(value: dict[str, Any], run: RunDir, home: SweepDir, sweep: Mappin
     _from_groups(entries, own, str(run.path.relative_to(home.path)), sweep)
     if value.get("launcher") is None and not any(_job_id(entries[kind]) for kind in own):
         value["launcher"] = sweep.get("launcher")  # it has not begun: whoever runs the sweep will begin it
-    value["cancelled"] = value.get("cancelled") or sweep.get("cancelled")
+    if not any(isinstance(entry, dict) and "after_group" in entry for entry in entries.values()):
+        value["cancelled"] = value.get("cancelled") or sweep.get("cancelled")
     return value
 
 
@@ -124,13 +172,9 @@ def share_of(run: RunDir, sweep: Mapping[str, Any]) -> int:
 
 
 def _from_groups(entries: dict[str, Any], kinds: set[str], name: str, sweep: Mapping[str, Any]) -> None:
-    groups = sweep.get("groups")
-    for number, group in enumerate(groups if isinstance(groups, list) else ()):
-        members, jobs = (group.get(part) for part in ("members", "jobs")) if isinstance(group, dict) else (None, None)
-        if not isinstance(members, list) or not isinstance(jobs, dict) or name not in members:
-            continue
-        index = members.index(name)
-        for kind, job in jobs.items():
+    for number, index in (sweep.get("where") or {}).get(name, ()):
+        group = sweep["groups"][number]
+        for kind, job in group["jobs"].items():
             entry = entries.get(kind)
             if not (isinstance(entry, dict) and isinstance(job, dict) and kind in kinds):
                 continue
@@ -138,7 +182,7 @@ def _from_groups(entries: dict[str, Any], kinds: set[str], name: str, sweep: Map
             if number > (after if isinstance(after, int) else -1):
                 job_id = job.get("job_id")
                 own = f"{job_id}_{index}" if job_id and group.get("array") else job_id
-                entry.update(job_id=own, key=job.get("key"), asked=job.get("asked"))
+                entry.update(job_id=own, key=job.get("key"), asked=job.get("asked"), group=number)
 
 
 def _job_id(entry: object) -> object:

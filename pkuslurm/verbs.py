@@ -97,6 +97,8 @@ def _logs(run: RunDir, arguments: argparse.Namespace) -> int:
 def _cancel(run: RunDir, arguments: argparse.Namespace) -> int:
     if (read_json(run.run_json) or {}).get("executor") == "slurm":
         from pkuslurm.submit.queue import cancel
+    elif run.is_point:
+        from pkuslurm.submit.local_sweep import cancel_point as cancel
     else:
         from pkuslurm.submit.local import cancel
 

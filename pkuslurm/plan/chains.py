@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,10 +15,9 @@ class Chain:
     members: tuple[str, ...]
     kinds: tuple[str, ...]
 
-    def halves(self) -> list[Chain]:
-        """Two of half the size, where all at once is too much for a limit; one member cannot be divided."""
-        middle = len(self.members) // 2
-        return [Chain(part, self.kinds) for part in (self.members[:middle], self.members[middle:]) if part]
+    def pieces(self, most: int) -> list[Chain]:
+        """The same in chains of at most ``most`` members."""
+        return [Chain(self.members[at : at + most], self.kinds) for at in range(0, len(self.members), most)]
 
 
 def chains(members: Mapping[str, tuple[tuple[str, ...], str]], most: int) -> list[Chain]:
@@ -24,11 +25,15 @@ def chains(members: Mapping[str, tuple[tuple[str, ...], str]], most: int) -> lis
     alike: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for name, what in members.items():
         alike.setdefault(what, []).append(name)
-    return [
-        Chain(tuple(names[at : at + most]), kinds)
-        for (kinds, _), names in alike.items()
-        for at in range(0, len(names), most)
-    ]
+    return [piece for (kinds, _), names in alike.items() for piece in Chain(tuple(names), kinds).pieces(most)]
+
+
+def asks(jobs: Sequence[Mapping[str, Any]]) -> str:
+    """What a point's jobs ask for: points for which this is the same go into the same arrays."""
+    names = ("kind", "parents", "nodes", "nproc_per_node", "request")
+    return json.dumps(
+        [[job.get(name) for name in names] + [job.get("worker", [])[:-1]] for job in jobs], sort_keys=True
+    )
 
 
 def after_shares(needs: Sequence[str | None]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pkuslurm.read import pruned as pruning
 from pkuslurm.read.pruned import excuses
 from pkuslurm.rundir import RunDir, read_json
 
@@ -44,6 +45,12 @@ def marker_of(
         if problem := _doubt(run.path, kind, entry, part):
             return None, problem
     return value, ""
+
+
+def open_kinds(run: RunDir, kinds: Iterable[str]) -> list[str]:
+    """Those of ``kinds`` that are not proved complete; what was pruned since then is."""
+    gone = pruning.read(run)
+    return [kind for kind in kinds if marker_of(run, run.run_id, kind, gone)[0] is None]
 
 
 def _doubt(root: Path, kind: str, entry: object, pruned: str | None) -> str | None:

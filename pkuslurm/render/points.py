@@ -23,9 +23,10 @@ _NOT_DATA = (
 def share_key(prepare: Mapping[str, Any]) -> str:
     """Points of whose prepare jobs (job files, for any point) this is the same share one."""
     payload = dict(prepare["payload"])
-    payload["train_args"] = {
-        key: value for key, value in payload["train_args"].items() if not key.startswith(_NOT_DATA)
-    }
+    args = {key: value for key, value in payload["train_args"].items() if not key.startswith(_NOT_DATA)}
+    if not args.get("val_size"):
+        args.pop("seed", None)  # it only decides which rows are held out
+    payload["train_args"] = args
     payload.pop("ranks")  # for counting steps
     known = {name: prepare.get(name) for name in ("env", "command", "request")}
     return json.dumps([payload, known], sort_keys=True, ensure_ascii=False)

@@ -27,6 +27,9 @@ ASKED_SECONDS = 10.0
 LIFT_SECONDS = 5.0
 RELEASE_TRIES, RELEASE_PAUSE = 3, 3.0  # more of them, seconds between them
 UNKNOWN_ID = "Invalid job id specified"
+_GONE = re.compile(rf"{UNKNOWN_ID}|already (finished|completed|completing)|no longer pending", re.IGNORECASE)
+# so many ids to a command line: Linux takes 128 kB for one argument
+PIECE = 5000
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,14 @@ def queue(job_ids: Sequence[str]) -> Answer:
     """
     if not job_ids:
         return Answer({}, True)
-    done = _run(["squeue", "-h", "-r", "-t", "all", "-o", parse.SQUEUE_FORMAT, "-j", _arrays(job_ids)])
-    if done.out is None:
+    rows: dict[str, Row] = {}
+    for piece in _arrays(job_ids):
+        done = _run(["squeue", "-h", "-r", "-t", "all", "-o", parse.SQUEUE_FORMAT, "-j", piece])
         # the words for a single id that was purged; several of which one is known list that one
-        return Answer({}, UNKNOWN_ID in done.problem, done.problem)
-    return Answer({row.job_id: row for row in parse.squeue(done.out)}, True)
+        if done.out is None and UNKNOWN_ID not in done.problem:
+            return Answer({}, False, done.problem)
+        rows |= {row.job_id: row for row in parse.squeue(done.out or "")}
+    return Answer(rows, True)
 
 
 def accounting(job_ids: Sequence[str]) -> Answer:
@@ -68,15 +74,19 @@ def accounting(job_ids: Sequence[str]) -> Answer:
         return Answer({}, True)
     if shutil.which("sacct") is None:
         return Answer({}, False, "there is no sacct")
-    done = _run(["sacct", "-X", "-P", "-n", "-o", parse.SACCT_FORMAT, "-j", _arrays(job_ids)])
-    if done.out is None:
-        return Answer({}, False, done.problem)
-    return Answer({row.job_id: row for row in parse.sacct(done.out)}, True)
+    rows: dict[str, Row] = {}
+    for piece in _arrays(job_ids):
+        done = _run(["sacct", "-X", "-P", "-n", "-o", parse.SACCT_FORMAT, "-j", piece])
+        if done.out is None:
+            return Answer({}, False, done.problem)
+        rows |= {row.job_id: row for row in parse.sacct(done.out)}
+    return Answer(rows, True)
 
 
-def _arrays(job_ids: Sequence[str]) -> str:
-    """Each array once: thousands of elements by name would be more than a command line holds."""
-    return ",".join(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
+def _arrays(job_ids: Sequence[str]) -> list[str]:
+    """Each array once, not its thousands of elements by name; as lists that a command line holds."""
+    ids = list(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
+    return [",".join(ids[at : at + PIECE]) for at in range(0, len(ids), PIECE)]
 
 
 def by_name(name: str) -> Answer:
@@ -93,10 +103,10 @@ def partitions() -> list[parse.Partition] | None:
     return None if out is None else parse.partitions(out)
 
 
-def most_elements() -> int:
-    """How many elements an array can have (MaxArraySize); 0: the cluster takes no arrays, or does not say."""
+def most_elements() -> int | None:
+    """How many elements an array can have (MaxArraySize); None: the controller does not say."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]).out or "", re.MULTILINE)
-    return int(found.group(1)) if found else 0
+    return int(found.group(1)) if found else None
 
 
 def accounts() -> list[str]:
@@ -112,15 +122,15 @@ def accounts() -> list[str]:
 
 
 def release(job_id: str) -> None:
-    """Let a held job go. Raises PkuslurmError."""
+    """Let a held job go; one that has ended meanwhile needs none of that. Raises PkuslurmError."""
     done = _run(["scontrol", "release", job_id])
     for _ in range(RELEASE_TRIES):
-        if done.out is not None or UNKNOWN_ID in done.problem:
+        if done.out is not None or _GONE.search(done.problem):
             break
         # a controller that was away answers in its first seconds with "Unexpected message received"
         time.sleep(RELEASE_PAUSE)
         done = _run(["scontrol", "release", job_id])
-    if done.out is None:
+    if done.out is None and not _GONE.search(done.problem):
         raise PkuslurmError(f"scontrol release {job_id}: {done.problem}")
 
 
@@ -160,9 +170,10 @@ def cancel(job_ids: Iterable[str]) -> None:
     ids = list(job_ids)
     if not ids:
         return
-    done = _run(["scancel", *ids])
-    if done.out is None and UNKNOWN_ID not in done.problem:
-        raise PkuslurmError(f"scancel {' '.join(ids)}: {done.problem}")
+    for at in range(0, len(ids), PIECE):
+        done = _run(["scancel", *ids[at : at + PIECE]])
+        if done.out is None and UNKNOWN_ID not in done.problem:
+            raise PkuslurmError(f"scancel {' '.join(ids[:10])}{' …' if len(ids) > 10 else ''}: {done.problem}")
 
 
 @dataclass(frozen=True)

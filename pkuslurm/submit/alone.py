@@ -38,7 +38,7 @@ def alone(run: RunDir) -> Iterator[dict[str, Any]]:
             ) from None
         except OSError:
             pass  # a shared disk without locks: run.json's keys still find what was sent
-        document = load(whole) if is_sweep(run.path) else read_document(run)
+        document = load(whole, strict=True) if is_sweep(run.path) else read_document(run)
         if document is None or not isinstance(document.get("jobs"), dict):
             raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
         yield document

@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
@@ -20,21 +21,22 @@ from pkuslurm.slurm import commands
 from pkuslurm.submit import slurm
 from pkuslurm.submit.attempt_numbers import once_more
 from pkuslurm.submit.slurm import Array, Full, Refused, Submission, hand_in
-from pkuslurm.submit.sweep_queue import Living, save
-from pkuslurm.sweepdir import SweepDir, share_of
+from pkuslurm.submit.sweep_queue import Living
+from pkuslurm.sweepdir import SweepDir, save, share_of
 from pkuslurm.worker import marker, unpack
 
 # of which no more than cluster.array_parallelism work at once
 CAPPED = "train"
 Group = dict[str, Any]
+Jobs = Sequence[Mapping[str, Any]]
 
 
 @dataclass
 class _Sending:
     """``sweep``: what ``sweepdir.load`` gives; ours alone, and kept up to date.
 
-    ``lanes``: jobs that must end before the next of CAPPED begin, one lane after the other. ``begun``: groups of this
-    launch or retry.
+    ``lanes``: jobs that must end before the next of CAPPED begin, one lane after the other. ``begun``: groups that this
+    launch or retry has submitted something of.
     """
 
     home: SweepDir
@@ -52,8 +54,11 @@ class _Sending:
         groups: list[Group] = self.sweep["groups"]
         return groups
 
+    def number(self, group: Group) -> int:
+        return next(number for number, one in enumerate(self.groups) if one is group)
+
     def save(self, group: Group) -> None:
-        write_json(self.home.group(self.groups.index(group)), group)
+        write_json(self.home.group(self.number(group)), group)
 
 
 def send(home: SweepDir, sweep: dict[str, Any], wanted: Sequence[Chain], there: Sequence[Living]) -> list[Chain]:
@@ -63,12 +68,15 @@ def send(home: SweepDir, sweep: dict[str, Any], wanted: Sequence[Chain], there: 
     where Slurm will not have it, and then nothing of ``wanted`` is in the queue.
     """
     sending = _Sending(home, sweep, _lanes(sweep, there))
+    todo = deque(wanted)
     left: list[Chain] = []
     try:
-        for group in sending.groups:
+        for group in list(sending.groups):
             if group["members"] and not all(job.get("job_id") for job in group["jobs"].values()):
-                _submit(sending, group)
-        todo = deque(wanted)
+                left += _resume(sending, group)
+        if todo and not sweep["jobs"]["report"].get("owed"):
+            sweep["jobs"]["report"]["owed"] = True  # until it has been submitted after all that is submitted now
+            save(home, sweep)
         while todo and not left:
             left = _fit(sending, todo)
         if not left:
@@ -77,12 +85,12 @@ def send(home: SweepDir, sweep: dict[str, Any], wanted: Sequence[Chain], there: 
     except (PkuslurmError, OSError, KeyboardInterrupt) as error:
         if isinstance(error, Refused) and _take_back(sending, sending.begun):
             raise
-        points = sum(len(group["members"]) for group in sending.groups if CAPPED in group["jobs"])
+        points = {name for group in sending.groups for name in group["members"] if not name.startswith(SHARED)}
         raise PartlySubmitted(
-            f"{home.sweep_id}: {slurm.why(error)}; of {len(sweep['points'])} points {points} were submitted, "
-            f"and are held until all are; go on with: pkuslurm retry {home.sweep_id}"
+            f"{home.sweep_id}: {slurm.why(error)}; of {len(sweep['points'])} points {len(points)} are submitted, the "
+            f"last ones held until all are; go on with: pkuslurm retry {home.sweep_id}"
         ) from None
-    return left
+    return [*left, *todo]
 
 
 def _lanes(sweep: Mapping[str, Any], there: Sequence[Living]) -> deque[list[str]]:
@@ -94,6 +102,13 @@ def _lanes(sweep: Mapping[str, Any], there: Sequence[Living]) -> deque[list[str]
     for index, job_id in enumerate(sorted({one.whole for one in there if one.kind == CAPPED})):
         lanes[index % len(lanes)].append(job_id)
     return deque(lanes)
+
+
+def _resume(sending: _Sending, group: Group) -> list[Chain]:
+    """Go on with what an earlier launcher began; what is left of it where there is no room now."""
+    sending.begun.append(group)
+    chain = Chain(tuple(group["members"]), tuple(group["jobs"]))
+    return [] if _submitted(sending, group) else [chain]
 
 
 def _fit(sending: _Sending, todo: deque[Chain]) -> list[Chain]:
@@ -110,17 +125,27 @@ def _fit(sending: _Sending, todo: deque[Chain]) -> list[Chain]:
     sending.groups.append(group)
     sending.begun.append(group)
     if sending.arrays:
-        write_text(sending.home.table(len(sending.groups) - 1), "".join(f"{name}\n" for name in chain.members))
+        write_text(sending.home.table(sending.number(group)), "".join(f"{name}\n" for name in chain.members))
     sending.save(group)
+    if _submitted(sending, group):
+        return []
+    if len(chain.members) == 1:
+        return [chain]
+    todo.extendleft(reversed(chain.pieces((len(chain.members) + 1) // 2)))
+    return []
+
+
+def _submitted(sending: _Sending, group: Group) -> bool:
+    """False: it is too much for a limit, and nothing of it is in the queue."""
+    lanes = deque(list(lane) for lane in sending.lanes)
     try:
         _submit(sending, group)
     except Full:
         if not _take_back(sending, [group]):
             raise
-        if len(chain.members) == 1:
-            return [chain, *todo]
-        todo.extendleft(reversed(chain.halves()))
-    return []
+        sending.lanes = lanes
+        return False
+    return True
 
 
 def _submit(sending: _Sending, group: Group) -> None:
@@ -133,16 +158,14 @@ def _submit(sending: _Sending, group: Group) -> None:
         if entries[0].get("job_id"):
             before = str(entries[0]["job_id"])
             continue
-        link = "aftercorr" if sending.arrays else "afterok"
-        waits = [_after_shares(sending, runs) if before is None else f"{link}:{before}"]
         lane = sending.lanes.popleft() if sending.lanes and CAPPED in own else None
-        waits += [f"afterany:{':'.join(lane)}"] if lane else []
-        submission = Submission(
-            key=_key(sending, group, jobs),
+        submission = submission_of(
+            key=entries[0].get("key") or _key(sending, group, jobs),
             jobs=jobs,
-            dependency=",".join(filter(None, waits)),
-            hold=before is None,
-            array=_array(sending, group, CAPPED in own) if sending.arrays else None,
+            before=before,
+            first="" if before else _after_shares(sending, runs, jobs),
+            lane=lane or (),
+            array=_array(sending, group, own) if sending.arrays else None,
         )
         hand_in(submission, entries, lambda: sending.save(group))
         before = str(entries[0]["job_id"])
@@ -150,27 +173,53 @@ def _submit(sending: _Sending, group: Group) -> None:
             sending.lanes.append([before])
 
 
-def _key(sending: _Sending, group: Group, jobs: Sequence[Mapping[str, Any]]) -> str:
-    """Each only once: of arrays of a kind the second ends in -g1, a single job submitted once more in -r1."""
+def submission_of(
+    key: str, jobs: Jobs, before: str | None, first: str, lane: Sequence[str], array: Array | None
+) -> Submission:
+    """One sbatch of a chain. ``before``: the job before it in the chain; ``first``: what the chain's first waits for;
+    ``lane``: what must have ended. Pure."""
+    link = "aftercorr" if array else "afterok"
+    waits = [first if before is None else f"{link}:{before}", f"afterany:{':'.join(lane)}" if lane else ""]
+    return Submission(key, jobs, ",".join(filter(None, waits)), hold=before is None, array=array)
+
+
+def _key(sending: _Sending, group: Group, jobs: Jobs) -> str:
+    """A name that no job of the sweep has had: of arrays of a kind, and of a point's jobs, the first has no number."""
     name = "pack" if jobs[0]["request"].get("pack") else jobs[0]["kind"]
-    earlier = sending.groups[: sending.groups.index(group)]
+    home, member = sending.home, group["members"][0]
     if sending.arrays:
-        number = sum(jobs[0]["kind"] in one["jobs"] for one in earlier)
-        return f"{sending.home.sweep_id}-{name}" + (f"-g{number}" if number else "")
-    member = group["members"][0]
-    before = sum(member in [*one["members"], *one.get("dropped", ())] for one in earlier)
-    return f"{sending.home.sweep_id}/{member}-{name}" + (f"-r{before}" if before else "")
+        base, mark, number = f"{home.sweep_id}-{name}", "g", sending.number(group)
+        taken = {job.get("key") for one in sending.groups for job in one["jobs"].values()}
+    else:
+        base, mark, number = f"{home.sweep_id}/{member}-{name}", "r", 1
+        taken = keys_of(home.path / member, sending.sweep)
+    key = base
+    while key in taken:
+        key, number = f"{base}-{mark}{number}", number + 1
+    return key
 
 
-def _array(sending: _Sending, group: Group, capped: bool) -> Array:
-    most = sending.sweep.get("array_parallelism") if capped else None
-    table = sending.home.table(sending.groups.index(group))
-    return Array(sending.home.path, table, len(group["members"]), most)
+def keys_of(path: Path, sweep: Mapping[str, Any]) -> set[str]:
+    """Every name that a job of the run at ``path``, a point or a share, was submitted under."""
+    run = RunDir(path)
+    name = f"{SHARED}/{run.path.name}" if run.path.parent.name == SHARED else run.path.name
+    entries = ((read_json(run.run_json) or {}).get("jobs") or {}).values()
+    found = [entry["key"] for entry in entries if entry.get("asked")]
+    found += [one.get("key") for entry in entries for one in entry.get("earlier", ())]
+    for group in sweep["groups"]:
+        if name in group["members"] or name in group.get("dropped", ()):
+            found += [job.get("key") for job in group["jobs"].values()]
+    return {str(key) for key in found if key}
 
 
-def _after_shares(sending: _Sending, runs: Sequence[RunDir]) -> str:
-    """Of points' first jobs: after their shares' prepare, unless that is complete."""
-    if not runs[0].is_point or "prepare" not in sending.sweep["pipeline"]:
+def _array(sending: _Sending, group: Group, kinds: Sequence[str]) -> Array:
+    most = sending.sweep.get("array_parallelism") if CAPPED in kinds else None
+    return Array(sending.home.path, sending.home.table(sending.number(group)), len(group["members"]), most)
+
+
+def _after_shares(sending: _Sending, runs: Sequence[RunDir], jobs: Jobs) -> str:
+    """Of points whose first job is what comes after prepare: after their shares' prepare, unless that is complete."""
+    if "prepare" not in jobs[0]["parents"]:
         return ""
     return after_shares([_share_id(sending, share_of(run, sending.sweep)) for run in runs])
 
@@ -193,22 +242,29 @@ def _report(sending: _Sending, there: Sequence[Living]) -> None:
     """The sweep's own last job, after all that waits or runs; one that waits for less than that makes room."""
     entry: dict[str, Any] = sending.sweep["jobs"]["report"]
     waiting = [one.job_id for one in there if one.kind == "report" and one.member == ""]
-    if not sending.begun and (waiting or marker.doubt(sending.home.own, sending.home.sweep_id, "report") is None):
+    complete = marker.doubt(sending.home.own, sending.home.sweep_id, "report") is None
+    if not sending.begun and not entry.get("owed") and (waiting or complete):
         return
-    if entry.get("job_id") or (waiting and entry.get("asked")):
+    if entry.get("job_id"):
         commands.cancel(waiting)
         entry.setdefault("earlier", []).append({name: entry.get(name) for name in ("job_id", "key", "first_attempt")})
         entry.update(job_id=None, asked=None)
         once_more(sending.home.own, "report")
     job = job_file(sending.home.own, "report")
-    entry["first_attempt"] = job["first_attempt"]
-    ids = {one.whole for one in there if one.member} | {
-        str(list(group["jobs"].values())[-1]["job_id"]) for group in sending.begun if group["members"]
-    }
+    entry.update(first_attempt=job["first_attempt"], owed=True)
+    ids = {one.whole for one in there if one.member}
+    ids |= {str(job["job_id"]) for group in sending.begun for job in list(group["jobs"].values())[-1:]}
     again = len(entry.get("earlier", ()))
     key = f"{sending.home.sweep_id}-report" + (f"-r{again}" if again else "")
     after = f"afterany:{':'.join(sorted(ids))}" if ids else ""
-    hand_in(Submission(key, [job], after), [entry], lambda: save(sending.home, sending.sweep))
+    try:
+        hand_in(Submission(key, [job], after), [entry], lambda: save(sending.home, sending.sweep))
+    except Full:
+        entry.update(asked=None)  # the points go on; whoever comes next owes it
+        save(sending.home, sending.sweep)
+        return
+    entry["owed"] = False
+    save(sending.home, sending.sweep)
 
 
 def _release(sending: _Sending) -> None:
@@ -222,14 +278,26 @@ def _release(sending: _Sending) -> None:
 
 
 def _take_back(sending: _Sending, groups: Iterable[Group]) -> bool:
-    """Cancel what of ``groups`` is in the queue, all of it held; their numbers are not used again."""
-    for group in list(groups):
+    """Cancel what of ``groups`` is in the queue, all of it held. Their files go: a limit is met by trying."""
+    for group in reversed(list(groups)):
         if not slurm.take_back(group["jobs"].values()):
             return False
-        group["dropped"], group["members"] = group["members"], []
-        sending.save(group)
-        sending.begun.remove(group)
+        drop(sending.home, sending.sweep, group, forget=True)
+        sending.begun = [one for one in sending.begun if one is not group]
     return True
+
+
+def drop(home: SweepDir, sweep: Mapping[str, Any], group: Group, forget: bool = False) -> None:
+    """Nothing of the group is in the queue, or ever will be. ``forget``: nor ever was, to speak of."""
+    groups: list[Group] = sweep["groups"]
+    number = next(number for number, one in enumerate(groups) if one is group)
+    if forget and number == len(groups) - 1:
+        groups.pop()
+        home.group(number).unlink(missing_ok=True)
+        home.table(number).unlink(missing_ok=True)
+    else:
+        group["dropped"], group["members"] = group["members"], []
+        write_json(home.group(number), group)
 
 
 def job_file(run: RunDir, kind: str) -> dict[str, Any]:

@@ -21,17 +21,18 @@ from typing import IO, Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
-from pkuslurm.read import proof, pruned
+from pkuslurm.read import proof
 from pkuslurm.read.text import safe
 from pkuslurm.render.render import module_command
-from pkuslurm.rundir import RunDir, read_json
+from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.submit import local
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
 from pkuslurm.submit.local import Cancel
 from pkuslurm.submit.sweep_launcher import launching
 from pkuslurm.submit.sweep_lines import Ended, Lines, Work, met, outcome
-from pkuslurm.sweepdir import SweepDir, share_of
+from pkuslurm.sweepdir import SweepDir, load, share_of, sweep_of
 from pkuslurm.worker import marker, processes
+from pkuslurm.worker.state import now
 from pkuslurm.worker.unpack import unpack
 
 # A process that was told to stop ends its workers within twice local.STOP_SECONDS.
@@ -51,6 +52,18 @@ def run_sweep(sweep: SweepDir, at_once: int, points: Sequence[int], say: Callabl
             return _run(sweep, document, max(1, at_once), points, Lines(say), cancel)
     except OSError as error:
         raise PkuslurmError(f"{error.filename or sweep.path}: {error.strerror or error}") from None
+
+
+def cancel_point(point: RunDir) -> bool:
+    """Cancel one point, which may wait for its turn. False: it had ended, or nobody runs the sweep."""
+    if local.cancel(point):
+        return True
+    home = sweep_of(point)
+    waits = not point.state("train").parent.exists()
+    if home is None or not waits or local.launcher_of(home.own, load(home) or {}) is None:
+        return False
+    write_json(point.run_json, _described(point) | {"cancelled": now()})
+    return True
 
 
 def cancel_sweep(sweep: SweepDir) -> bool:
@@ -103,7 +116,10 @@ def _run(
     tally = _Tally(lines, len(points))
     works = [(share_of(sweep.point(point), document), _work(sweep, point, document)) for point in points]
     for work in (work for _, work in works if work.kinds):
-        local.claim(work.run, _described(work.run))  # of a launcher that was killed a moment ago
+        described = _described(work.run)
+        local.claim(work.run, described)  # of a launcher that was killed a moment ago
+        if described.get("cancelled"):
+            write_json(work.run.run_json, described | {"cancelled": None})
     try:
         unshared = _shares(sweep, {share for share, work in works if _needs_prepare(work)}, lines, cancel)
         tally.know([work for _, work in works if not work.kinds])
@@ -130,7 +146,7 @@ def _work(sweep: SweepDir, point: int, document: Mapping[str, Any]) -> Work:
     with suppress(LookupError, TypeError):
         label = str(document["points"][point]["label"])
     pipeline = _described(run).get("pipeline") or ()
-    return Work(label, run, tuple(_open(run, [kind for kind in pipeline if kind != "prepare"])))
+    return Work(label, run, tuple(proof.open_kinds(run, [kind for kind in pipeline if kind != "prepare"])))
 
 
 def _described(run: RunDir) -> dict[str, Any]:
@@ -138,12 +154,6 @@ def _described(run: RunDir) -> dict[str, Any]:
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
     return document
-
-
-def _open(run: RunDir, kinds: Sequence[str]) -> list[str]:
-    """What of ``kinds`` is not proved complete; what was pruned since then is."""
-    gone = pruned.read(run)
-    return [kind for kind in kinds if proof.marker_of(run, run.run_id, kind, gone)[0] is None]
 
 
 def _needs_prepare(work: Work) -> bool:
@@ -196,7 +206,11 @@ def _work_off(
     try:
         while running or (waiting and cancel.number is None):
             while waiting and len(running) < at_once and cancel.number is None:
-                running.append(_start(waiting.popleft()))
+                work = waiting.popleft()
+                if _described(work.run).get("cancelled"):  # by itself, while it waited
+                    tell(work.label, Ended("CANCELLED before it started", False))
+                else:
+                    running.append(_start(work))
             if cancel.number is not None:
                 _stop(running)
             for child in [child for child in running if child.process.poll() is not None]:
@@ -260,7 +274,7 @@ def main(argv: Sequence[str]) -> int:
 def _child(run: RunDir, kinds: Sequence[str]) -> int:
     if os.environ.get("PKUSLURM_LAUNCHER_PID", "").isdecimal():
         processes.end_with(int(os.environ["PKUSLURM_LAUNCHER_PID"]))
-    kinds = _open(run, kinds)  # somebody else may have done it meanwhile
+    kinds = proof.open_kinds(run, kinds)  # somebody else may have done it meanwhile
     if not kinds:
         return 0
     try:

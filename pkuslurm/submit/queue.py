@@ -14,6 +14,7 @@ from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.parse import ALIVE
 from pkuslurm.submit.alone import alone
+from pkuslurm.sweepdir import check_settled, load, sweep_of
 from pkuslurm.worker import hostlist
 
 # KillWait (30 s by default) passes between TERM and KILL
@@ -26,7 +27,8 @@ def adopt(document: dict[str, Any]) -> None:
     Raises PkuslurmError where Slurm does not answer.
     """
     for entry in document["jobs"].values():
-        if entry.get("asked") and entry.get("job_id") is None:
+        # an array's name is that of all its elements: adopted by the sweep
+        if entry.get("asked") and entry.get("job_id") is None and entry.get("group") is None:
             named = commands.by_name(entry["key"])
             if not named.complete:
                 raise silent(named.problem)
@@ -56,11 +58,12 @@ def lift(run: RunDir, seen: RunStatus) -> list[str]:
         return []
     lifted = []
     for job in seen.jobs:
+        if job.state != "PENDING" or not (job.reason or "").startswith("BeginTime") or run.home(job.kind) != run:
+            continue
         # an attempt before it: a --begin of the user's own is not touched
         file = read_json(run.job(job.kind)) or {}
         again = job.attempt > int(file.get("first_attempt") or 1)
-        held = job.state == "PENDING" and (job.reason or "").startswith("BeginTime") and again
-        if held and job.job_id and commands.begin_now(job.job_id, _excluded(file, bad_nodes(run, file))):
+        if again and job.job_id and commands.begin_now(job.job_id, _excluded(file, bad_nodes(run, file))):
             lifted.append(job.kind)
     return lifted
 
@@ -101,6 +104,8 @@ def silent(problem: str) -> PkuslurmError:
 def cancel(run: RunDir) -> bool:
     """scancel the whole chain and wait for its end. False: nothing of it was in the queue."""
     with alone(run) as document:
+        if (home := sweep_of(run)) is not None:
+            check_settled(run, load(home, strict=True) or {})
         adopt(document)
         living = _own(run, alive(document))
         if living:

@@ -14,18 +14,21 @@ _UNCERTAIN = re.compile(
     r"|communication (connection )?failure|message (send|receive) failure|unexpected message",
     re.IGNORECASE,
 )
-# the user has enough in the queue: later it will be taken
-_LIMIT = re.compile(r"MaxSubmit|job submit limit|GrpSubmit", re.IGNORECASE)
+# the user, or all of them, have enough in the queue: later it will be taken. Of every refusal by a policy Slurm says
+# "job submit limit, user's size and/or time limits": that counts only where it names no limit
+_LIMIT = re.compile(r"MaxSubmit|GrpSubmit|unable to accept job|MaxJobCount", re.IGNORECASE)
+_NAMED = re.compile(r"(QOS|Assoc|Partition)\w*(Max|Min|Grp|Limit)\w*")
+_POLICY = re.compile(r"job submit limit", re.IGNORECASE)
 
 
 def certain(words: str) -> bool:
     """Whether the job was not taken. An sbatch that said nothing was killed, and may have submitted before."""
-    return bool(words.strip()) and not _UNCERTAIN.search(words)
+    return bool(words.strip()) and (for_now(words) or not _UNCERTAIN.search(words))
 
 
 def for_now(words: str) -> bool:
     """Whether only the time is wrong."""
-    return bool(_LIMIT.search(words))
+    return bool(_LIMIT.search(words) or (_POLICY.search(words) and not _NAMED.search(words)))
 
 
 def in_words(job: Mapping[str, Any], words: str) -> str:

@@ -27,6 +27,7 @@ from pkuslurm.render.render import module_command
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.environment import leaking
+from pkuslurm.slurm.parse import ALIVE
 from pkuslurm.submit import refusals
 from pkuslurm.submit.alone import alone
 from pkuslurm.worker import marker
@@ -288,8 +289,10 @@ def _find(key: str) -> str | None:
     absent = False
     while True:
         answer = commands.by_name(key)
-        if answer.rows:
-            return next(iter(answer.rows)).partition("_")[0]
+        # what was taken back before it began may have had the same name
+        rows = [row for row in answer.rows.values() if row.state != "CANCELLED" or row.nodes]
+        if rows:
+            return min(rows, key=lambda row: row.state not in ALIVE).job_id.partition("_")[0]
         if answer.complete and absent:
             return None
         absent = answer.complete

@@ -2,98 +2,98 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.plan.chains import Chain, chains
-from pkuslurm.read import proof, pruned
+from pkuslurm.plan.chains import Chain, asks, chains
+from pkuslurm.read.proof import open_kinds
+from pkuslurm.read.still_open import open_points, open_shares
 from pkuslurm.rundir import SHARED, RunDir, read_json, write_json
 from pkuslurm.slurm import commands
-from pkuslurm.submit.arrays import job_file
+from pkuslurm.submit import queue, slurm
+from pkuslurm.submit.arrays import drop, job_file
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
-from pkuslurm.submit.sweep_queue import Living
-from pkuslurm.sweepdir import SweepDir, share_of
-from pkuslurm.worker import marker
+from pkuslurm.submit.sweep_queue import Living, apart
+from pkuslurm.sweepdir import SweepDir, document, unfinished
 from pkuslurm.worker.unpack import unpack
 
 
-def open_points(home: SweepDir, sweep: Mapping[str, Any]) -> dict[int, list[str]]:
-    """The kinds of each point that are not proved complete; points that are complete are left out."""
-    found = {}
-    for point in sweep["points"]:
-        run = home.point(point["n"])
-        kinds = open_kinds(run, (read_json(run.run_json) or {}).get("pipeline") or sweep["pipeline"])
-        if kinds:
-            found[int(point["n"])] = kinds
-    return found
+def settle(home: SweepDir, sweep: Mapping[str, Any], there: Sequence[Living]) -> None:
+    """See to what a launcher left half done: a group that was cancelled meanwhile is given up, points that were being
+    submitted by themselves are submitted. Raises PkuslurmError."""
+    living = {one.whole for one in there}
+    for group in sweep["groups"]:
+        ids = {str(job["job_id"]) for job in group["jobs"].values() if job.get("job_id")}
+        if not unfinished(group) or ids & living:
+            continue
+        if len(ids) < len(group["jobs"]):
+            drop(home, sweep, group)
+        for job in group["jobs"].values():
+            job["held"] = False
+    for run in apart(home, sweep):
+        value = document(run, sweep)
+        entries = {} if value is None else {k: v for k, v in value["jobs"].items() if v.get("group") is None}
+        if value is not None and any(
+            (one.get("asked") and not one.get("job_id")) or one.get("held") for one in entries.values()
+        ):
+            queue.adopt(value)
+            slurm.send(run, value, [kind for kind in open_kinds(run, entries) if kind != "prepare"])
 
 
-def open_kinds(run: RunDir, pipeline: Sequence[str]) -> list[str]:
-    """What of ``pipeline`` is not proved complete, without prepare, which is not the point's own."""
-    gone = pruned.read(run)
-    kinds = [kind for kind in pipeline if kind != "prepare"]
-    if not (run.path / "done").is_dir():  # it has not begun
-        return kinds
-    return [kind for kind in kinds if proof.marker_of(run, run.run_id, kind, gone)[0] is None]
-
-
-def wanted(home: SweepDir, sweep: Mapping[str, Any], there: Sequence[Living]) -> list[Chain]:
+def wanted(home: SweepDir, sweep: Mapping[str, Any], there: Sequence[Living], fresh: bool = False) -> list[Chain]:
     """Chains of all that is open, shares first; jobs that had been submitted before get their next attempt.
 
-    Left out is what waits or runs (``there``), and what a launcher had begun to submit. Raises PkuslurmError, OSError.
+    Left out is what waits or runs (``there``), and what a launcher had begun to submit. ``fresh``: only what was never
+    submitted, nor cancelled. Raises PkuslurmError, OSError.
     """
     busy = {one.member for one in there}
-    for group in sweep["groups"]:
-        if not all(job.get("job_id") for job in group["jobs"].values()):
-            busy |= {*group["members"]}
+    busy |= {name for group in sweep["groups"] if unfinished(group) for name in group["members"]}
     known = {member for group in sweep["groups"] for member in group["members"]}
-    known |= {str(point["n"]) for point in sweep["points"] if point.get("alone")}
-    most = commands.most_elements() if sweep.get("arrays", True) else 1
-    if not most:
-        raise PkuslurmError("this cluster takes no job arrays, or does not say so now; try again later")
-    points = {number: kinds for number, kinds in open_points(home, sweep).items() if str(number) not in busy}
-    shares = _shares(home, sweep, points, busy)
+    known |= {run.path.name for run in apart(home, sweep)}
+    left_out = busy | known if fresh else busy
+    most = most_elements(bool(sweep.get("arrays", True)))
+    points = {number: kinds for number, kinds in open_points(home, sweep).items() if str(number) not in left_out}
+    if fresh:
+        cancelled = {n for n in points if (read_json(home.point(n).run_json) or {}).get("cancelled")}
+        points = {n: kinds for n, kinds in points.items() if n not in cancelled}
+    shares = [name for number in open_shares(home, sweep) if (name := f"{SHARED}/{number}") not in left_out]
     for name in shares:
-        if name in known:
-            renew(RunDir(home.path / name), ["prepare"])
+        renew(home, sweep, RunDir(home.path / name), ["prepare"])
     members = {}
     for number, kinds in points.items():
         run = home.point(number)
-        if str(number) in known:
-            unpack(run)
-            renew(run, kinds)
-        members[str(number)] = (tuple(kinds), _asks(run, kinds))
+        renew(home, sweep, run, kinds)
+        members[str(number)] = (tuple(kinds), asks([job_file(run, kind) for kind in kinds]))
     return [*chains(dict.fromkeys(shares, (("prepare",), "")), most), *chains(members, most)]
 
 
-def _shares(home: SweepDir, sweep: Mapping[str, Any], points: Mapping[int, object], busy: set[str]) -> list[str]:
-    """The shares that ``points`` need and nobody prepares, by their names."""
-    if "prepare" not in sweep["pipeline"]:
-        return []
-    needed = sorted({share_of(home.point(number), sweep) for number in points})
-    runs = {number: home.shared(number) for number in needed if f"{SHARED}/{number}" not in busy}
-    return [
-        f"{SHARED}/{number}" for number, run in runs.items() if marker.doubt(run, run.run_id, "prepare") is not None
-    ]
+def most_elements(arrays: bool) -> int:
+    """How many points go into one chain. Raises PkuslurmError where the cluster takes no arrays, or does not answer."""
+    if not arrays:
+        return 1
+    most = commands.most_elements()
+    if most is None:
+        raise queue.silent("scontrol show config")
+    if most < 2:
+        raise PkuslurmError("cluster.arrays=true: this cluster takes no job arrays; write cluster.arrays=false")
+    return most
 
 
-def renew(run: RunDir, kinds: Sequence[str]) -> None:
-    """The next attempt of each of ``kinds``, in run.json and in its job file."""
-    document = read_json(run.run_json)
-    if document is None:
+def renew(home: SweepDir, sweep: Mapping[str, Any], run: RunDir, kinds: Sequence[str]) -> None:
+    """The next attempt of each of ``kinds`` that has had one, in run.json and in its job file."""
+    value, known = read_json(run.run_json), document(run, sweep)
+    if value is None or known is None:
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    for kind in kinds:
+    again = [kind for kind in kinds if known["jobs"][kind].get("job_id") or known["jobs"][kind].get("asked")]
+    if again and run.is_point:
+        unpack(run)
+    for kind in again:
+        before, entry = known["jobs"][kind], value["jobs"][kind]
+        # nothing is lost: also the ids of what went before
+        entry.setdefault("earlier", []).append({name: before.get(name) for name in ("job_id", "key", "first_attempt")})
         attempt = next_attempt(run, kind)
-        document["jobs"][kind] |= {"first_attempt": attempt, "job_id": None, "asked": None}
+        entry.update(first_attempt=attempt, job_id=None, asked=None, held=False)
         renumber(run, kind, attempt, str(job_file(run, kind)["key"]))
-    document["cancelled"] = None
-    write_json(run.run_json, document)
-
-
-def _asks(run: RunDir, kinds: Sequence[str]) -> str:
-    jobs = [job_file(run, kind) for kind in kinds]
-    asked = [[job["nodes"], job["nproc_per_node"], job["request"], job["worker"][:-1]] for job in jobs]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    if again or value.get("cancelled"):
+        write_json(run.run_json, value | {"cancelled": None})

@@ -1,4 +1,4 @@
-"""A sweep's jobs in Slurm's queue: which of them wait or run, and the end of all of them."""
+"""A sweep's jobs in Slurm's queue: which of them wait or run, those that were lost sight of, and the end of all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pkuslurm.slurm import commands
 from pkuslurm.slurm.parse import ALIVE
 from pkuslurm.submit import queue
 from pkuslurm.submit.alone import alone
-from pkuslurm.sweepdir import SweepDir, document
+from pkuslurm.sweepdir import SweepDir, document, save, unfinished
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,22 @@ def living(home: SweepDir, sweep: Mapping[str, Any]) -> list[Living]:
 
     A job counts only under its key: an id alone may have been given to another job since.
     """
-    known = {job_id: (member, kind, key) for member, kind, job_id, key in _submitted(home, sweep)}
-    answer = commands.queue(sorted({job_id.partition("_")[0] for job_id in known}))
+    known: dict[str, list[tuple[str, str, str]]] = {}
+    for member, kind, job_id, key in _submitted(home, sweep):
+        known.setdefault(job_id, []).append((member, kind, key))  # cluster.pack: one job, all kinds
+    answer = commands.queue(list(known))
     if not answer.complete:
         raise queue.silent(answer.problem)
-    found = []
-    for job_id, row in answer.rows.items():
-        member, kind, key = known.get(job_id, ("", "", None))
-        if key is not None and row.name == key and row.state in ALIVE:
-            found.append(Living(member, kind, job_id))
-    return found
+    return [
+        Living(member, kind, job_id)
+        for job_id, row in answer.rows.items()
+        for member, kind, key in known.get(job_id, ())
+        if row.name == key and row.state in ALIVE
+    ]
 
 
 def _submitted(home: SweepDir, sweep: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Member, kind, id and key of everything that was ever submitted."""
+    """Member, kind, id and key of everything that was submitted."""
     for group in sweep["groups"]:
         for kind, job in group["jobs"].items():
             for index, member in enumerate(group["members"] if job.get("job_id") else ()):
@@ -57,12 +59,15 @@ def _submitted(home: SweepDir, sweep: Mapping[str, Any]) -> Iterator[tuple[str, 
     for kind, entry in sweep["jobs"].items():
         if entry.get("job_id"):
             yield "", kind, str(entry["job_id"]), entry["key"]
-    for point in sweep["points"]:
-        if point.get("alone"):  # it was submitted by itself, and its own run.json says as what
-            run = home.point(point["n"])
-            for kind, entry in (document(run, sweep) or {"jobs": {}})["jobs"].items():
-                if entry.get("job_id") and kind != "prepare":
-                    yield run.path.name, kind, str(entry["job_id"]), entry["key"]
+    for run in apart(home, sweep):
+        for kind, entry in (document(run, sweep) or {"jobs": {}})["jobs"].items():
+            if entry.get("job_id") and entry.get("group") is None and kind != "prepare":
+                yield run.path.name, kind, str(entry["job_id"]), entry["key"]
+
+
+def apart(home: SweepDir, sweep: Mapping[str, Any]) -> list[RunDir]:
+    """The points of which some job was submitted by itself: their own run.json says as what."""
+    return [home.point(point["n"]) for point in sweep["points"] if point.get("apart")]
 
 
 def adopt(home: SweepDir, sweep: dict[str, Any]) -> None:
@@ -86,6 +91,14 @@ def cancel(home: SweepDir) -> bool:
         # from now on what never started was cancelled, not skipped
         sweep["cancelled"] = queue.now()
         save(home, sweep)
+        for number, group in enumerate(sweep["groups"]):
+            if unfinished(group):
+                for job in group["jobs"].values():
+                    job["held"] = False
+                write_json(home.group(number), group)
+        for run in apart(home, sweep):
+            if (value := document(run, sweep)) is not None:
+                write_json(run.run_json, value | {"cancelled": sweep["cancelled"]})
     deadline = time.monotonic() + queue.END_SECONDS
     while there and living(home, sweep):
         if time.monotonic() > deadline:
@@ -94,8 +107,3 @@ def cancel(home: SweepDir) -> bool:
             )
         time.sleep(1.0)
     return bool(there)
-
-
-def save(home: SweepDir, sweep: Mapping[str, Any]) -> None:
-    """Write sweep.json; its groups have files of their own."""
-    write_json(home.sweep_json, {name: value for name, value in sweep.items() if name != "groups"})

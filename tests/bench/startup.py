@@ -85,5 +85,6 @@ def machine() -> str:
 if __name__ == "__main__":
     head = HEAD.format(date=date.today(), machine=machine(), times=TIMES)
     file = REPO / "docs" / "benchmarks.md"
-    file.write_text(head + table(measure()) + "\n", encoding="utf-8")
+    rest = file.read_text(encoding="utf-8").partition("\n## ") if file.exists() else ("", "", "")  # sweep.py's
+    file.write_text(head + table(measure()) + "\n" + "".join(rest[1:]), encoding="utf-8")
     print(f"{file}:\n{file.read_text(encoding='utf-8')}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,3 +185,50 @@ def test_a_worker_that_is_killed(slurm: Cluster) -> None:
     found = ended(slurm, run)
     assert states(found) == failed("FAILED"), found
     assert len(jobs_of(run)) == 5
+
+
+def test_more_points_than_an_array_can_have(slurm: Cluster) -> None:
+    """1,200 with MaxArraySize 1001: arrays of what one can have, and every point exactly once."""
+    assert re.search(r"MaxArraySize\s*=\s*1001\b", slurm.ask("scontrol", "show", "config"))
+    varied = ("train.learning_rate=1e-5,2e-5,5e-5,1e-4", "train.warmup_steps=range(300)")
+    sweep = launched(slurm, "-m", *varied, "pipeline=train", "nodes=1")
+    groups = [json.loads((sweep / "groups" / f"{n}.json").read_text(encoding="utf-8")) for n in range(3)]
+    assert [len(group["members"]) for group in groups] == [1, 1001, 199]
+    assert not (sweep / "groups" / "3.json").exists()
+    points = {str(number) for number in range(1200)}
+    assert {*groups[1]["members"], *groups[2]["members"]} == points
+    deadline = time.monotonic() + 800
+    while (shown := screen(slurm, sweep))[0].split(", ")[0].endswith(("PENDING", "RUNNING")):
+        assert time.monotonic() < deadline, shown
+        time.sleep(10)  # a look costs what three points cost
+    assert shown[0].endswith(": COMPLETED, 1200 points: 1200 COMPLETED"), shown
+    assert {path.parent.parent.name for path in sweep.glob("*/views/train.0.json")} == points
+    attempts = Counter(
+        json.loads(file.read_text(encoding="utf-8"))["attempt"] for file in sweep.glob("*/state/train.json")
+    )
+    assert attempts == {1: 1200}
+    ids = [group["jobs"]["train"]["job_id"] for group in groups[1:]]
+    wanted = {f"{ids[0]}_{n}" for n in range(1001)} | {f"{ids[1]}_{n}" for n in range(199)}
+    rows = trains(slurm, sweep)
+    assert len(rows) == 1200 and set(rows) == {f"{element}|COMPLETED" for element in wanted}, "no other jobs"
+
+
+def screen(slurm: Cluster, sweep: Path) -> list[str]:
+    """What `status` says: of however many points one screen."""
+    done = verb(slurm, "status", sweep)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 24, done.stdout
+    return lines
+
+
+def trains(slurm: Cluster, sweep: Path) -> list[str]:
+    """``ELEMENT|STATE`` of every training that was ever submitted for the sweep, by accounting, which lags."""
+    rows: list[str] = []
+    for _ in range(30):
+        told = slurm.ask("sacct", "-X", "-P", "-n", "-D", "-u", "pkalice", "-o", "JobName,JobID,State")
+        rows = [line.partition("|")[2] for line in told.splitlines() if line.startswith(f"{sweep.name}-train")]
+        if len(rows) >= 1200 and not any(row.endswith(("PENDING", "RUNNING")) for row in rows):
+            break
+        time.sleep(1)
+    return rows
