@@ -146,7 +146,8 @@ def _files(
     for number, one in enumerate(points, first):
         share = None
         if "prepare" in one.files.jobs:
-            key = hashlib.sha256(share_key(one.files.jobs["prepare"]).encode()).hexdigest()[:16]
+            shared = share_key(one.files.jobs["prepare"], one.files.texts.get("dataset_info.json", ""))
+            key = hashlib.sha256(shared.encode()).hexdigest()[:16]
             if key not in keys:
                 keys[key] = len(keys)
                 shares.append(_share(home, one, keys[key]))

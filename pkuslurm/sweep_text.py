@@ -81,7 +81,8 @@ def _scripts(points: Sequence[Ready], files: SweepFiles) -> dict[str, str]:
     }
     lane: list[str] = []
     for number, chain in enumerate(chains(kinds, len(kinds) if arrays else 1), bool(files.shares)):
-        jobs = [json.loads(json.dumps(dict(names[chain.members[0]].files.jobs[kind]))) for kind in chain.kinds]
+        own = json.dumps([dict(names[chain.members[0]].files.jobs[kind]) for kind in chain.kinds])
+        jobs = json.loads(own.replace(ANY_POINT, chain.members[0]))
         needs = [f"JOB_ID_{files.members[int(name)].entry['shared']}" for name in chain.members]
         first = after_shares(needs) if "prepare" in jobs[0]["parents"] else ""
         before: str | None = None

@@ -39,7 +39,8 @@ def foreseen(overrides: Sequence[str], roots: Sequence[Path], defaults: Defaults
     ):
         return None
     if executor is None and files["cluster"] is not None:
-        executor = str(presets.load(files["cluster"]).get("executor", "local"))
+        content = presets.load(files["cluster"])
+        executor = str(content.get("cluster", content).get("executor", "local"))  # with notes it is @package _global_
     kind, data, model = decisive
     default = "tiny" if executor == "local" else "qwen2.5-1.5b-instruct"
     chosen = {

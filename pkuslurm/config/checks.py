@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pkuslurm.config.cluster_checks import at_least, check_cluster, positive
+from pkuslurm.config.devices import check_devices
 from pkuslurm.config.llamafactory import check_keys, check_template
 from pkuslurm.config.parse import show
 from pkuslurm.config.schema import JOBS, Config
@@ -55,6 +56,7 @@ def check(config: Config, choices: Mapping[str, str]) -> None:
     at_least("nodes", config.nodes, 1)
     _name(config.name)
     check_cluster(config.cluster)
+    check_devices(config.cluster, config.pipeline.jobs, config.nodes)
     _pipeline(config)
     _model(config, choices)
     _dataset(config)

@@ -148,6 +148,7 @@ def _exclusive(key: str, value: Any) -> None:
 
 CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "nproc_per_node": _count,
+    "devices_step": _count,
     "cpus_per_task": _count,
     "array_parallelism": _count,
     "poll_seconds": positive,

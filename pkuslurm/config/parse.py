@@ -8,12 +8,19 @@ import difflib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pkuslurm.config.schema import JOBS, NOT_PER_JOB, Cluster, Config
 from pkuslurm.errors import PkuslurmError
 
 T = TypeVar("T")
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Evaluated once: a sweep parses thousands of configurations."""
+    return get_type_hints(cls)
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
@@ -29,7 +36,7 @@ def hint_of(key: str) -> Any:
     for part in key.split("."):
         if any(get_origin(option) is dict for option in _alternatives(hint)):
             return Any
-        hint = get_type_hints(hint).get(part) if is_dataclass(hint) else None
+        hint = _hints(hint).get(part) if is_dataclass(hint) else None
         if hint is None:
             return None
     return hint
@@ -58,7 +65,7 @@ def choices_of(hint: Any) -> str:
 def _parse(cls: type[T], values: object, prefix: str) -> T:
     if not isinstance(values, Mapping):
         raise PkuslurmError(f"{prefix.rstrip('.')}={show(values)}: it holds keys of its own; set one of them")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     _known(values, [field.name for field in fields(cls)], prefix)  # type: ignore[arg-type]
     missing = next((name for name in hints if name not in values), None)
     if missing is not None:
@@ -76,7 +83,7 @@ def _known(values: Iterable[object], names: Sequence[str], prefix: str) -> None:
 
 def _jobs(jobs: Mapping[str, Any]) -> dict[str, Any]:
     """``cluster.jobs``: for each kind, some of the cluster's own keys, of the cluster's own types."""
-    hints = {name: hint for name, hint in get_type_hints(Cluster).items() if name not in NOT_PER_JOB}
+    hints = {name: hint for name, hint in _hints(Cluster).items() if name not in NOT_PER_JOB}
     parsed: dict[str, Any] = {}
     for kind, values in jobs.items():
         prefix = f"cluster.jobs.{kind}"

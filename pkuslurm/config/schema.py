@@ -31,6 +31,7 @@ class Cluster:
     gres: str | None
     gpus: str | int | None
     gpus_per_node: str | int | None
+    devices_step: int | None
     arrays: bool
     array_parallelism: int | None
     pack: bool

@@ -71,7 +71,8 @@ def python(environ: Mapping[str, str], chosen: Mapping[str, Any]) -> str | None:
     preset = chosen.get("cluster")
     if named is None and isinstance(preset, str) and "/" not in preset:
         for folder in _conf(environ):
-            named = named or text(_yaml(folder / "cluster" / f"{preset}.yaml"), "python")
+            content = _yaml(folder / "cluster" / f"{preset}.yaml")
+            named = named or text(content, "python") or text(content, "cluster", "python")  # @package _global_
     return named
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pkuslurm.config import devices
 from pkuslurm.config.schema import Cluster, Config
 
 # Devices and what comes with them: only for the jobs that compute on them. A site that demands devices of every job
@@ -36,7 +37,15 @@ def cluster_for(config: Config, kind: str) -> Cluster:
     if kind not in COMPUTING and not any(own.get(name) for name in DEVICES):
         plain["accelerator"] = "cpu"  # no device was asked for: none may be touched, not even to be counted
     env = {**cluster.env, **own.pop("env", {})}
-    return replace(cluster, **(plain | own), env=env)
+    return _with_ranks(replace(cluster, **(plain | own), env=env), config.nodes if kind == "train" else 1)
+
+
+def _with_ranks(cluster: Cluster, nodes: int) -> Cluster:
+    """Where the ranks are not counted, one for each device that a node is asked for."""
+    if cluster.nproc_per_node is not None or cluster.executor != "slurm":
+        return cluster
+    named = [one for one in devices.asked(vars(cluster), nodes) if one.accelerator]
+    return replace(cluster, nproc_per_node=max((one.count for one in named), default=None))
 
 
 def request(config: Config, kind: str) -> Request:

@@ -27,6 +27,7 @@ from pkuslurm.preflight.llamafactory import check_deepspeed, look
 from pkuslurm.preflight.models import check_model, find_model, where_looked
 from pkuslurm.preflight.nearest import nearest_to
 from pkuslurm.preflight.prompts import prompts_of
+from pkuslurm.preflight.slurm import site_notes
 from pkuslurm.preflight.templates import check_template, choose_template
 from pkuslurm.render.render import TINY_MODEL
 
@@ -87,7 +88,7 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
 
     ``seen``: the same for all points of a sweep.
     """
-    said = _Notes(lenient, list(config.notes), [], seen or Seen())
+    said = _Notes(lenient, [*config.notes, *site_notes(config)], [], seen or Seen())
     context = look(config)
     if "train" in config.pipeline.jobs:
         check_keys("train", config.train, context.keys)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from pkuslurm.config import devices
 from pkuslurm.config.schema import Cluster, Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.plan.plan import JobSpec, RunPlan
-from pkuslurm.slurm import commands
+from pkuslurm.plan.resources import COMPUTING, cluster_for
+from pkuslurm.slurm import commands, site
 from pkuslurm.slurm.environment import in_allocation
+from pkuslurm.slurm.gres import Device
 from pkuslurm.slurm.parse import Partition, minutes
+from pkuslurm.slurm.site import Group
 
 
 def check_slurm(plan: RunPlan) -> None:
@@ -27,25 +32,82 @@ def check_slurm(plan: RunPlan) -> None:
     there = commands.partitions()
     if there is None:
         raise PkuslurmError("cluster.executor=slurm: the controller does not answer; try again later")
+    told = site.groups(commands.ask(*site.SINFO) or "")  # of a hidden partition nothing is known
     for job in plan.jobs:
         check_limits(job, there, plan.config.cluster)
+        # in one allocation all jobs have the request of the largest
+        nodes = max(one.nodes for one in plan.jobs) if plan.config.cluster.pack else job.nodes
+        check_devices(replace(job, nodes=nodes), told, _names(job, there), cluster_for(plan.config, job.kind))
 
 
 def check_limits(job: JobSpec, there: Sequence[Partition], cluster: Cluster) -> None:
     """With EnforcePartLimits=NO, Slurm's default, a request over the limit is taken and waits for ever. Pure."""
-    options = job.request.options
     known = {partition.name: partition for partition in there}
-    names = [name.strip() for name in str(options.get("partition", "")).split(",") if name.strip()]
+    names = _names(job, there)
     for name in names:
         if name not in known:
             listed = ", ".join(part.name + ("*" if part.default else "") for part in there)
             raise PkuslurmError(
                 f"{_key(job, 'partition', cluster)}={name}: there is no such partition; there are {listed}"
             )
-    chosen = [known[name] for name in names] or [part for part in there if part.default]
+    chosen = [known[name] for name in names]
     problems = [problem for part in chosen if (problem := _over(job, part, cluster))]
     if chosen and len(problems) == len(chosen):
         raise PkuslurmError(problems[0])
+
+
+def _names(job: JobSpec, there: Sequence[Partition]) -> list[str]:
+    """The partitions that the job may go to: those that are named, else the default one."""
+    named = [name.strip() for name in str(job.request.options.get("partition", "")).split(",") if name.strip()]
+    return named or [part.name for part in there if part.default]
+
+
+def check_devices(job: JobSpec, nodes: Sequence[Group], partitions: Sequence[str], cluster: Cluster) -> None:
+    """Raise PkuslurmError for devices that no node of its partitions has, or that the job forgot to ask for. Pure.
+
+    ``cluster`` is the one that the job sees (cluster_for).
+    """
+    options = job.request.options
+    asked = [one for one in devices.asked(options, job.nodes) if one.accelerator]
+    option = next((name for name in ("gres", "gpus_per_node", "gpus") if options.get(name)), "gres")
+    problems = []
+    for name in partitions:
+        groups = [group for group in nodes if group.partition == name]
+        missing = next((one for one in asked if not any(_has(group, one) for group in groups)), None)
+        if not groups or (missing is None and (asked or not _forgotten(job, groups, cluster))):
+            return
+        there = ", ".join(dict.fromkeys(" and ".join(map(str, group.devices)) or "no devices" for group in groups))
+        if missing is not None:
+            key = _key(job, option, cluster)
+            wrong = f"{key}={options[option]}: no node of partition {name} has {missing}; they have {there}"
+        else:
+            wrong = (
+                f"{_key(job, 'accelerator', cluster)}={cluster.accelerator}: the {job.kind} job asks for no device, "
+                f"so Slurm gives it none; the nodes of partition {name} have {there}; write {_key(job, 'gres', cluster)}=…"
+            )
+        problems.append(wrong)
+    if problems:
+        raise PkuslurmError(problems[0])
+
+
+def _has(group: Group, wanted: Device) -> bool:
+    """Whether a node of ``group`` has so many; a request without a type takes any."""
+    same = [one for one in group.devices if one.name == wanted.name]
+    if wanted.type:
+        same = [one for one in same if one.type.lower() == wanted.type.lower()]
+    return sum(one.count for one in same) >= wanted.count
+
+
+def _forgotten(job: JobSpec, groups: Sequence[Group], cluster: Cluster) -> bool:
+    """Whether Slurm gives devices out here and the job, which computes on some, asks for none.
+
+    Where sinfo shows none a node comes with its devices; a whole node (exclusive) does, too.
+    """
+    if job.kind not in COMPUTING or cluster.accelerator == "cpu":
+        return False
+    if devices.elsewhere(job.request.options) or job.request.options.get("exclusive") is True:
+        return False
+    return all(any(one.accelerator for one in group.devices) for group in groups)
 
 
 def _over(job: JobSpec, part: Partition, cluster: Cluster) -> str | None:
@@ -74,3 +136,15 @@ def check_login_node(config: Config, environ: Mapping[str, str]) -> None:
         "cluster=local: this is a login node of a Slurm cluster, and the run would compute on it; write cluster=slurm "
         "(or ascend, nvidia), start it inside an allocation (salloc), or say here=true if you may"
     )
+
+
+def site_notes(config: Config) -> list[str]:
+    """What is said while nothing of the site is named, as on the first run there."""
+    cluster = config.cluster
+    named = (cluster.partition, cluster.account, cluster.qos, cluster.time)
+    if cluster.executor != "slurm" or any(value is not None for value in named):
+        return []
+    return [
+        "the site's defaults hold: cluster.partition, cluster.account, cluster.qos and cluster.time are not set; "
+        "`pkuslurm doctor --preset NAME` writes a preset from what this cluster says"
+    ]

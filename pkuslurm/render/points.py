@@ -20,21 +20,22 @@ _NOT_DATA = (
 )
 
 
-def share_key(prepare: Mapping[str, Any]) -> str:
-    """Points of whose prepare jobs (job files, for any point) this is the same share one."""
+def share_key(prepare: Mapping[str, Any], dataset_info: str = "") -> str:
+    """Points of whose prepare jobs (job files, for any point) and dataset_info.json this is the same share one."""
     payload = dict(prepare["payload"])
     args = {key: value for key, value in payload["train_args"].items() if not key.startswith(_NOT_DATA)}
-    if not args.get("val_size"):
-        args.pop("seed", None)  # it only decides which rows are held out
+    drawn = args.get("val_size") or "interleave" in str(args.get("mix_strategy")) or '"num_samples"' in dataset_info
+    if not drawn:
+        args.pop("seed", None)  # it only decides which rows are held out, or drawn
     payload["train_args"] = args
     payload.pop("ranks")  # for counting steps
     known = {name: prepare.get(name) for name in ("env", "command", "request")}
-    return json.dumps([payload, known], sort_keys=True, ensure_ascii=False)
+    return json.dumps([payload, known, dataset_info], sort_keys=True, ensure_ascii=False)
 
 
 def difference(common: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str | dict[str, str]]:
     """What of ``own`` differs from ``common``, by file: lines by their numbers, or the whole text."""
-    return {name: change for name, text in own.items() if (change := _change(common[name], text))}
+    return {name: _change(common[name], text) for name, text in own.items() if text != common[name]}
 
 
 def _change(common: str, own: str) -> str | dict[str, str]:

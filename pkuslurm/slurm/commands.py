@@ -98,6 +98,11 @@ def by_name(name: str) -> Answer:
     return Answer({row.job_id: row for row in parse.squeue(done.out) if row.name == name}, True)
 
 
+def ask(*words: str) -> str | None:
+    """What a question prints that changes nothing (``site`` asks them); None: it was not answered."""
+    return _run(words).out
+
+
 def partitions() -> list[parse.Partition] | None:
     out = _run(["scontrol", "show", "partition", "-o"]).out
     return None if out is None else parse.partitions(out)

@@ -54,15 +54,15 @@ def run_sweep(sweep: SweepDir, at_once: int, points: Sequence[int], say: Callabl
         raise PkuslurmError(f"{error.filename or sweep.path}: {error.strerror or error}") from None
 
 
-def cancel_point(point: RunDir) -> bool:
+def cancel_point(run: RunDir) -> bool:
     """Cancel one point, which may wait for its turn. False: it had ended, or nobody runs the sweep."""
-    if local.cancel(point):
+    if local.cancel(run):
         return True
-    home = sweep_of(point)
-    waits = not point.state("train").parent.exists()
+    home = sweep_of(run)
+    waits = not run.state("train").parent.exists()
     if home is None or not waits or local.launcher_of(home.own, load(home) or {}) is None:
         return False
-    write_json(point.run_json, _described(point) | {"cancelled": now()})
+    write_json(run.run_json, _described(run) | {"cancelled": now()})
     return True
 
 

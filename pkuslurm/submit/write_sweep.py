@@ -114,6 +114,7 @@ def _write_point(run: RunDir, member: Member, mode: int) -> None:
     """Not synced, one by one, to the disk: sweep.json, without which nobody looks at them, is written later."""
     _folder(run.path, mode)
     if "prepare" in member.run_json["jobs"]:
+        (run.path / SHARED).unlink(missing_ok=True)  # of an extension whose launcher died
         (run.path / SHARED).symlink_to(f"../{SHARED}/{member.entry['shared']}")
     text = json.dumps(member.run_json, ensure_ascii=False, indent=1).replace(ANY_POINT, run.path.name)
     with open(run.run_json, "w", encoding="utf-8", opener=_private) as file:

@@ -23,8 +23,10 @@ def unpack(run: RunDir) -> None:
         return
     missing = {name: text for name, text in texts(run).items() if not (run.path / name).exists()}
     mode = file_mode(run.path) | run.path.stat().st_mode & 0o110
-    for name in FOLDERS:
-        (run.path / name).mkdir(mode=mode | 0o100, exist_ok=True)
+    for folder in (run.path / name for name in FOLDERS):
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            folder.chmod(mode | 0o100)  # whatever the umask
     for name, text in missing.items():
         write_text(run.path / name, text)
 

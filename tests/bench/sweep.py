@@ -103,7 +103,8 @@ def place() -> Iterator[Place]:
                 folder,
             )
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for left in (folder, programs):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -221,13 +222,14 @@ HEAD = """\
 ## Sweeps
 
 Written by `make bench` on {date}: {machine}, with {told}.
-`launch -m {overrides} train.learning_rate=…`, the whole pipeline, until it returns;
-nothing has run yet. Beside it a shell's loop over single launches, in the same run; its numbers for 1,000 are ten times
-those for 100. Links are counted as files.
+`launch -m {overrides} train.learning_rate=…`,
+the whole pipeline, until it returns; nothing has run yet. Beside it a shell's loop over single launches, in the same
+run; its numbers for 1,000 are ten times those for 100. Links are counted as files.
 
 """
 FOOT = """
-Of it composing, checking and writing, in ms a point (median of {times}; for 1,000 points {bar:.0f} together is the bar):
+Of it composing, checking and writing, in ms a point (median of {times}; the bar is {bar:.0f} together for 1,000;
+with few of them what is done once, Hydra's start above all, weighs):
 
 """
 
