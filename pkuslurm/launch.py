@@ -81,6 +81,8 @@ def launch(composed: Composed, environ: Mapping[str, str]) -> int:
     )
     typed = [item.key for item in composed.settings if item.origin == "command line"]  # not a site's defaults.yaml
     check_built(config, [item.key for item in composed.settings], typed)
+    if config.sweep.extend is not None:
+        raise PkuslurmError(f"sweep.extend={config.sweep.extend}: points are added by a sweep; write launch -m …")
     steps = plan(config)
     inputs = resolve(config, environ, lenient=config.dry_run)
     if config.dry_run:

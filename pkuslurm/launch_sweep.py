@@ -10,8 +10,12 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import yaml
 
 from pkuslurm.compose import Sweep, show
 from pkuslurm.config.schema import Config
@@ -33,6 +37,7 @@ from pkuslurm.submit.write import new_run_id, run_json
 from pkuslurm.submit.write_sweep import Member, NewShare, SweepFiles, add, create, sweep_head
 from pkuslurm.sweep import follow, not_all, run_here, submitted
 from pkuslurm.sweepdir import SweepDir, is_sweep, save
+from pkuslurm.worker import unpack
 
 
 def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -45,7 +50,7 @@ def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str])
 
         home = SweepDir(root / "RUN_ID")
         points = ready(sweep, home, environ)
-        print(sweep_text(points, _files(home, points, sweep, typed, 0, {}), sweep.notes), end="")
+        print(sweep_text(points, _files(home, points, sweep, typed), sweep.notes), end="")
         return 0
     home = old or SweepDir(root / new_run_id(config.name or f"sweep-{_varied(sweep)}"))
     points = ready(sweep, home, environ)
@@ -61,7 +66,9 @@ def _extended(config: Config, environ: Mapping[str, str]) -> SweepDir | None:
     """The sweep that is to be extended."""
     if config.sweep.extend is None:
         return None
-    path = find(config.sweep.extend, roots(None, environ))
+    here = Path(absolute(config.run_root))
+    places = roots(None, environ)
+    path = find(config.sweep.extend, places if here in places else [*places, here])
     if not is_sweep(path):
         raise PkuslurmError(f"sweep.extend={config.sweep.extend}: this is a single run; name a sweep")
     return SweepDir(path)
@@ -70,7 +77,7 @@ def _extended(config: Config, environ: Mapping[str, str]) -> SweepDir | None:
 def _launch(
     home: SweepDir, points: Sequence[Ready], sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]
 ) -> int:
-    files = _files(home, points, sweep, typed, 0, {})
+    files = _files(home, points, sweep, typed)
     todo = _chains(files, points)
     create(files)
     remember(home.path.parent, environ)
@@ -103,13 +110,15 @@ def _extend(
             )
         if launcher_of(home.own, known) is not None:
             raise PkuslurmError(f"sweep.extend={home.sweep_id}: it is still running; wait, or cancel it first")
-        files = _files(home, fresh, sweep, typed, len(known["points"]), known.get("share_keys") or {})
+        files = _files(home, fresh, sweep, typed, known)
         todo = _chains(files, fresh)
         before = {name: known.get(name) for name in ("points", "keys", "share_keys")}
         try:
             add(files)
-            known["points"] = [*known["points"], *(one.entry for one in files.members)]
-            known["keys"] = list(dict.fromkeys([*known["keys"], *sweep.keys]))
+            fresh_keys = [key for key in sweep.keys if key not in known["keys"]]
+            old = [_with_columns(home, point, fresh_keys) for point in known["points"]]
+            known["points"] = [*old, *(one.entry for one in files.members)]
+            known["keys"] = [*known["keys"], *fresh_keys]
             known["share_keys"] = files.head["share_keys"]
             save(home, known)
         except OSError as error:
@@ -135,12 +144,12 @@ def _files(
     points: Sequence[Ready],
     sweep: Sweep,
     typed: Sequence[str],
-    first: int,
-    known_shares: Mapping[str, int],
+    known: Mapping[str, Any] = MappingProxyType({"points": (), "keys": (), "share_keys": {}}),
 ) -> SweepFiles:
-    """The sweep's files; points count from ``first``, and use shares that are there (by their keys)."""
+    """The sweep's files; of one that is extended (``known``) the points that come to it, and use its shares."""
+    first, columns = len(known["points"]), list(known["keys"])
     config = points[0].config
-    keys, shares, members = dict(known_shares), list[NewShare](), list[Member]()
+    keys, shares, members = dict(known.get("share_keys") or {}), list[NewShare](), list[Member]()
     families: dict[int, Mapping[str, str]] = {}
     numbers: dict[tuple[object, ...], int] = {}
     for number, one in enumerate(points, first):
@@ -161,7 +170,7 @@ def _files(
         entry = {
             "n": number,
             "label": one.point.label,
-            "values": dict(one.point.values),
+            "values": {key: one.point.values.get(key) or _value(one, key) for key in [*columns, *sweep.keys]},
             "config": one.fingerprint,
             "shared": share,
         }
@@ -182,6 +191,27 @@ def _files(
     }
     report = _report(home, points[0])
     return SweepFiles(home, head, members, shares, families, report, 0o750 if group else 0o700)
+
+
+def _value(one: Ready, key: str) -> str:
+    """What a key or a group is at a point where it does not vary."""
+    if key in one.point.composed.choices:
+        return str(one.point.composed.choices[key])
+    return _looked_up(asdict(one.config), key)
+
+
+def _with_columns(home: SweepDir, point: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """An older point with what it has where the points that come to it differ."""
+    if not keys:
+        return dict(point)
+    config = yaml.safe_load(unpack.texts(home.point(point["n"])).get("config.yaml", "")) or {}
+    return {**point, "values": point["values"] | {key: _looked_up(config, key) for key in keys}}
+
+
+def _looked_up(values: Any, key: str) -> str:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return "" if values is None or isinstance(values, Mapping) else str(values)
 
 
 def _share(home: SweepDir, one: Ready, number: int) -> NewShare:

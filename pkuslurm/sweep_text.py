@@ -20,7 +20,7 @@ def sweep_text(points: Sequence[Ready], files: SweepFiles, notes: Sequence[str])
     first = points[0]
     said = dict.fromkeys([*notes, *(note for one in points for note in one.inputs.notes)])
     text = dry_run_text(first.steps, _first(first, files), list(said), first.inputs.facts, _scripts(points, files))
-    return text + "\n".join(["", *_others(files)]) + "\n"
+    return text + "\n".join(_others(files)) + "\n"
 
 
 def _first(one: Ready, files: SweepFiles) -> RunFiles:
@@ -48,7 +48,8 @@ def _others(files: SweepFiles) -> Iterator[str]:
 def _changes(packed: Mapping[str, Any]) -> Iterator[str]:
     """What a person would compare: the YAMLs; job files repeat them."""
     changes: dict[str, Any] = packed["changes"]
-    shown = [name for name in changes if name in ("train.yaml", "merge.yaml")] or list(changes)
+    shown = [name for name in changes if name in ("train.yaml", "merge.yaml")]
+    shown = shown or [name for name in changes if name == "config.yaml"] or list(changes)
     for name in shown:
         change = changes[name]
         lines = change.values() if isinstance(change, dict) else change.splitlines()
@@ -87,7 +88,7 @@ def _scripts(points: Sequence[Ready], files: SweepFiles) -> dict[str, str]:
         first = after_shares(needs) if "prepare" in jobs[0]["parents"] else ""
         before: str | None = None
         for group in groups(jobs):
-            name = "pack" if group[0]["request"].get("pack") else group[0]["kind"]
+            name = "pack" if len(group) > 1 else group[0]["kind"]
             suffix = f"-g{number}" if number > bool(files.shares) else ""
             key = f"{home.sweep_id}-{name}{suffix}" if arrays else f"{home.sweep_id}/{chain.members[0]}-{name}"
             label = name if chain.members[0] == "0" else f"{name} of point {chain.members[0]} and its like"

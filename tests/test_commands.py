@@ -71,7 +71,8 @@ REFUSED = {
     "serve.port=8080": "serve.port: not yet built",
     "cluster.partition=gpu": "cluster.partition: cluster=local asks no scheduler",
     "wait=false": "wait=false: a local run works in the foreground",
-    "-m nodes=1,2": "-m: sweeps are not yet built",
+    "-m cluster.partition=a,b": "point 0 (partition=a): cluster.partition: cluster=local asks no scheduler",
+    "sweep.extend=x": "sweep.extend=x: points are added by a sweep; write launch -m",
     "cluster.python=/no/such/python": "there is no such program",
     "nodez=2": "nodez: no such key",
 }

@@ -48,7 +48,7 @@ def newer(root: Path) -> list[str]:
 
 def sweep(root: Path) -> list[str]:
     write_text(root / "20261120-sweep" / "sweep.json", "{}")
-    return ["status", "20261120-sweep"]
+    return ["infer", "20261120-sweep"]
 
 
 def a_file(root: Path) -> list[str]:
@@ -76,7 +76,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "a long setting": (lambda root: ["infer", f"promts=[{'x' * 5000}]"], "config.yaml: it cannot be read"),
     "half a run.json": (half, "run.json is damaged"),
     "a newer one": (newer, "run.json has schema_version 2: a newer pkuslurm wrote it"),
-    "a sweep": (sweep, "it is a sweep"),
+    "a sweep": (sweep, "this is a sweep; name one of its points, 20261120-sweep/0"),
     "a file": (a_file, "is a file; name the run's folder"),
     "a file's name": (named_file, "is a file; name the run's folder"),
     "a folder": (lambda root: ["logs", str(root)], "there is no run (no run.json) at "),

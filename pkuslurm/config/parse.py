@@ -17,10 +17,12 @@ from pkuslurm.errors import PkuslurmError
 T = TypeVar("T")
 
 
-@cache
 def _hints(cls: Any) -> dict[str, Any]:
     """Evaluated once: a sweep parses thousands of configurations."""
-    return get_type_hints(cls)
+    return _evaluated(cls)
+
+
+_evaluated = cache(get_type_hints)
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:

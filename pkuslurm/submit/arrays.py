@@ -185,7 +185,7 @@ def submission_of(
 
 def _key(sending: _Sending, group: Group, jobs: Jobs) -> str:
     """A name that no job of the sweep has had: of arrays of a kind, and of a point's jobs, the first has no number."""
-    name = "pack" if jobs[0]["request"].get("pack") else jobs[0]["kind"]
+    name = "pack" if len(jobs) > 1 else jobs[0]["kind"]
     home, member = sending.home, group["members"][0]
     if sending.arrays:
         base, mark, number = f"{home.sweep_id}-{name}", "g", sending.number(group)
@@ -273,7 +273,8 @@ def _release(sending: _Sending) -> None:
         for job in group["jobs"].values():
             if group["members"] and job.get("held") and job.get("job_id"):
                 commands.release(str(job["job_id"]))
-                job["held"] = False
+                for other in group["jobs"].values():
+                    other["held"] = other.get("held") and other["job_id"] != job["job_id"]
                 sending.save(group)
 
 

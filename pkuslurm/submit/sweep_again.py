@@ -25,8 +25,8 @@ def settle(home: SweepDir, sweep: Mapping[str, Any], there: Sequence[Living]) ->
     living = {one.whole for one in there}
     for group in sweep["groups"]:
         ids = {str(job["job_id"]) for job in group["jobs"].values() if job.get("job_id")}
-        if not unfinished(group) or ids & living:
-            continue
+        if not unfinished(group) or not ids or ids & living:
+            continue  # of one without an id sbatch may never have been asked: send does it now, under its key
         if len(ids) < len(group["jobs"]):
             drop(home, sweep, group)
         for job in group["jobs"].values():

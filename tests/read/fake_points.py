@@ -66,7 +66,7 @@ def key(kind: str, sweep_id: str = SWEEP_ID) -> str:
 
 def _group(members: Sequence[str], kinds: Sequence[str], sweep_id: str) -> Mapping[str, Any]:
     jobs = {kind: {"key": key(kind, sweep_id), "asked": "x", "held": False, "job_id": IDS[kind]} for kind in kinds}
-    return {"members": list(members), "jobs": jobs}
+    return {"members": list(members), "jobs": jobs, "array": True}
 
 
 def _entry(parents: Sequence[str]) -> dict[str, Any]:
