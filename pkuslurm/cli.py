@@ -46,7 +46,9 @@ def _main(argv: list[str]) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     verb: str = arguments.verb
     # argparse takes no further words after an option: `infer RUN --force prompts=[a]`, `logs RUN -f train`
-    if any(word.startswith("-") for word in rest) or (rest and verb not in ("merge", "infer", "logs", "prune")):
+    if any(word.startswith("-") for word in rest) or (
+        rest and verb not in ("merge", "infer", "logs", "prune", "doctor")
+    ):
         raise PkuslurmError(f"{verb} {' '.join(rest)}: not understood; {verb} --help lists all")
     # only now, and only this one's: `--help` and a mistyped verb answer at once
     module = {"prune": "pkuslurm.prune", "doctor": "pkuslurm.doctor"}.get(verb, "pkuslurm.verbs")
@@ -132,6 +134,11 @@ def _prune(one: argparse.ArgumentParser) -> None:
 
 def _doctor(one: argparse.ArgumentParser) -> None:
     one.add_argument("--python", metavar="PATH", help="the interpreter that has LLaMA-Factory (cluster.python)")
+    text = "cluster=NAME …: a short job on two nodes (nodes=1: one) proves that preset"
+    one.add_argument("settings", nargs="*", metavar="key=value", help=text)
+    one.add_argument("--wait", type=float, metavar="MINUTES", help="how long that job may wait in the queue (10)")
+    one.add_argument("--preset", metavar="NAME", help="write cluster=NAME from what this machine's Slurm says")
+    one.add_argument("--config-dir", metavar="DIR", help="presets' folder (default: ~/.config/pkuslurm/conf)")
 
 
 _OWN = {"status": _status, "logs": _logs, "report": _report, "merge": _again, "infer": _again} | {

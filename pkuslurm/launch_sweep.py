@@ -39,6 +39,9 @@ from pkuslurm.sweep import follow, not_all, run_here, submitted
 from pkuslurm.sweepdir import SweepDir, is_sweep, save
 from pkuslurm.worker import unpack
 
+# a hundred points can have a hundred notes that differ in a number
+MOST_NOTES = 8
+
 
 def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]) -> int:
     """Checked, then printed where dry_run is set, else written and submitted or run. Its exit code."""
@@ -50,7 +53,7 @@ def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str])
 
         home = SweepDir(root / "RUN_ID")
         points = ready(sweep, home, environ)
-        print(sweep_text(points, _files(home, points, sweep, typed), sweep.notes), end="")
+        print(sweep_text(points, sweep_files(home, points, sweep, typed), sweep.notes), end="")
         return 0
     home = old or SweepDir(root / new_run_id(config.name or f"sweep-{_varied(sweep)}"))
     points = ready(sweep, home, environ)
@@ -77,7 +80,7 @@ def _extended(config: Config, environ: Mapping[str, str]) -> SweepDir | None:
 def _launch(
     home: SweepDir, points: Sequence[Ready], sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]
 ) -> int:
-    files = _files(home, points, sweep, typed)
+    files = sweep_files(home, points, sweep, typed)
     todo = _chains(files, points)
     create(files)
     remember(home.path.parent, environ)
@@ -110,7 +113,7 @@ def _extend(
             )
         if launcher_of(home.own, known) is not None:
             raise PkuslurmError(f"sweep.extend={home.sweep_id}: it is still running; wait, or cancel it first")
-        files = _files(home, fresh, sweep, typed, known)
+        files = sweep_files(home, fresh, sweep, typed, known)
         todo = _chains(files, fresh)
         before = {name: known.get(name) for name in ("points", "keys", "share_keys")}
         try:
@@ -139,7 +142,7 @@ def _take_out(home: SweepDir, known: dict[str, Any], before: Mapping[str, Any], 
         shutil.rmtree(home.shared(share.number).path, ignore_errors=True)
 
 
-def _files(
+def sweep_files(
     home: SweepDir,
     points: Sequence[Ready],
     sweep: Sweep,
@@ -266,8 +269,11 @@ def _announce(home: SweepDir, points: Sequence[Ready], notes: Sequence[str], sha
         for line in show([item for item in own if item.key not in varied]).splitlines():
             print(f"set      {safe(line)}", file=sys.stderr)
         said = [*notes, *_unranked(first.config), *(note for one in points for note in one.inputs.notes)]
-        for note in dict.fromkeys(said):
+        told = list(dict.fromkeys(said))
+        for note in told[:MOST_NOTES]:
             print(safe(labelled(note)), file=sys.stderr)
+        if len(told) > MOST_NOTES:
+            print(f"note: and {len(told) - MOST_NOTES} more of other points", file=sys.stderr)
 
 
 def _unranked(config: Config) -> list[str]:

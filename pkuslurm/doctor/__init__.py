@@ -1,4 +1,7 @@
-"""doctor: what is installed where, which devices and disks are there, what stands in the way, and how to mend it."""
+"""doctor: what is installed where, which devices and disks are there, what stands in the way, and how to mend it.
+
+``doctor cluster=NAME`` tries that preset on real nodes (trial); ``doctor --preset NAME`` writes one (preset).
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,54 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from pkuslurm.doctor import interpreter, places, site, software
 from pkuslurm.doctor.check import Check
+from pkuslurm.errors import PkuslurmError
 from pkuslurm.read.text import safe, width
 
 
-def main(arguments: argparse.Namespace, rest: object = ()) -> int:
+def main(arguments: argparse.Namespace, rest: Sequence[str] = ()) -> int:
     """The verb. Returns 1 if something that pkuslurm needs is missing, else 0."""
-    checks = examine(os.environ, arguments.python)
+    words = [*arguments.settings, *rest]
+    directory = Path(arguments.config_dir) if arguments.config_dir else None
+    _check_words(arguments, words)
+    if arguments.preset:
+        from pkuslurm.doctor import preset
+
+        preset.say(preset.write(arguments.preset, directory, os.environ), arguments.preset)
+        return 0
+    if words:
+        from pkuslurm.doctor import trial  # hydra and submitit, which doctor alone does without
+
+        if arguments.python:
+            words.append(f"cluster.python={arguments.python}")
+        wait = trial.WAIT_MINUTES if arguments.wait is None else arguments.wait
+        checks = trial.examine(words, os.environ, wait, [directory] if directory else [])
+    else:
+        checks = examine(os.environ, arguments.python)
     if arguments.json:
         print(json.dumps([check.to_json() for check in checks], ensure_ascii=False))
     else:
-        _show(checks)
+        told = ("everything that pkuslurm needs is here", "missing")
+        _show(checks, *(("a run can start there", "not right") if words else told))
     return 1 if any(check.needed and not check.ok for check in checks) else 0
+
+
+def _check_words(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    bare = next((word for word in words if "=" not in word and not word.startswith("~")), None)
+    if bare is not None:
+        raise PkuslurmError(f"doctor {bare}: settings are key=value; did you mean cluster={bare}?")
+    if arguments.preset and words:
+        raise PkuslurmError(
+            f"doctor --preset {arguments.preset} {words[0]}: --preset takes no settings; change its file"
+        )
+    if arguments.wait is not None and not 0 <= arguments.wait < 100_000:
+        raise PkuslurmError(f"--wait {arguments.wait:g}: minutes, 0 or more")
+    if not words and arguments.wait is not None:
+        raise PkuslurmError("--wait: it belongs to doctor cluster=NAME")
 
 
 def examine(environ: Mapping[str, str], program: str | None = None) -> list[Check]:
@@ -40,7 +76,7 @@ def examine(environ: Mapping[str, str], program: str | None = None) -> list[Chec
     return [check for group in groups for check in group()]
 
 
-def _show(checks: list[Check]) -> None:
+def _show(checks: list[Check], good: str, wrong: str) -> None:
     try:
         marks = {"good": "✓", "bad": "✗", "note": "!"}
         "✓✗".encode(sys.stdout.encoding or "ascii")
@@ -56,7 +92,7 @@ def _show(checks: list[Check]) -> None:
             print(_hanging(f"   {'':<{wide}}  -> ", safe(check.remedy), columns))
     bad = [check.check for check in checks if check.needed and not check.ok]
     notes = sum(not check.ok and not check.needed for check in checks)
-    told = f"missing: {', '.join(bad)}" if bad else "everything that pkuslurm needs is here"
+    told = f"{wrong}: {', '.join(bad)}" if bad else good
     print(f"{told}" + (f"; {notes} note{'s' if notes > 1 else ''}" if notes else ""))
 
 

@@ -1,4 +1,4 @@
-"""``doctor --preset NAME``: a cluster preset from what sinfo, scontrol and sacctmgr say here, a reason in every line."""
+"""``doctor --preset NAME``: a preset from what sinfo, scontrol, sacctmgr say here, a reason in every line."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ Rows = Iterator[tuple[str, str]]
 
 
 def _first(chosen: Choice, there: Site) -> Rows:
-    part, group, device = chosen.partition, chosen.group, chosen.device
+    part, device = chosen.partition, chosen.device
     yield "executor: slurm", ""
     alike = "" if len(part.groups) == 1 else f", most of {part.name}'s"
     if device is None:

@@ -81,9 +81,10 @@ def check_devices(job: JobSpec, nodes: Sequence[Group], partitions: Sequence[str
             key = _key(job, option, cluster)
             wrong = f"{key}={options[option]}: no node of partition {name} has {missing}; they have {there}"
         else:
+            key, gres = _key(job, "accelerator", cluster), _key(job, "gres", cluster)
             wrong = (
-                f"{_key(job, 'accelerator', cluster)}={cluster.accelerator}: the {job.kind} job asks for no device, "
-                f"so Slurm gives it none; the nodes of partition {name} have {there}; write {_key(job, 'gres', cluster)}=…"
+                f"{key}={cluster.accelerator}: the {job.kind} job asks for no device, so Slurm gives it none; "
+                f"the nodes of partition {name} have {there}; write {gres}=…"
             )
         problems.append(wrong)
     if problems:

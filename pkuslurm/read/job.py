@@ -16,7 +16,7 @@ from pkuslurm.read.scheduler import Asked
 from pkuslurm.read.slurm_rules import SlurmEvidence
 from pkuslurm.read.values import moment, number, text, unix, whole
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
-from pkuslurm.slurm.parse import Row
+from pkuslurm.slurm.parse import ALIVE, Row
 from pkuslurm.worker import failures, hostlist
 
 # What a worker has written down as its end. CANCELLED may have been the time limit: Slurm is asked.
@@ -85,12 +85,15 @@ class Reader:
 
     def open_ids(self) -> list[str]:
         """The Slurm jobs of which the files alone do not tell how they stand."""
+        return [str(self.known[kind]["job_id"]) for kind in self.open_kinds()]
+
+    def open_kinds(self) -> list[str]:
         if not self.on_slurm:
             return []
         return [
-            str(job_id)
+            kind
             for kind in self.own
-            if (job_id := self.known[kind].get("job_id"))
+            if self.known[kind].get("job_id")
             and self._marked(kind) is None
             and self.states[kind].get("state") not in _TOLD
         ]
@@ -102,6 +105,7 @@ class Reader:
         return self._told
 
     def _tell(self, asked: Asked) -> list[JobStatus]:
+        self._again(asked)
         elsewhere = {job.kind: job for job in self.shared.jobs(asked)} if self.shared else {}
         found: list[JobStatus] = []
         for kind, value in self.known.items():
@@ -110,6 +114,15 @@ class Reader:
             found.append(self._job(kind, value, parents, asked) if kind in self.states else elsewhere[kind])
         odd = [kind for kind in self.described if kind not in self.known]
         return found + [JobStatus(kind, None, "UNKNOWN", 1, reason="that is no kind of job") for kind in odd]
+
+    def _again(self, asked: Asked) -> None:
+        """What ended after its files were read and before Slurm answered has said its last word by now."""
+        for kind in self.open_kinds():
+            row = asked.row(text(self.known[kind].get("job_id")), text(self.known[kind].get("key")))
+            if row is not None and row.state not in ALIVE:
+                self.begun = True
+                self.states[kind] = self._state(kind, self.known[kind])
+                self.markers[kind] = self._marker(kind)
 
     def _marker(self, kind: str) -> tuple[dict[str, Any] | None, str]:
         if self._written(kind):

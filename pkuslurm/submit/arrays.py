@@ -268,8 +268,8 @@ def _report(sending: _Sending, there: Sequence[Living]) -> None:
 
 
 def _release(sending: _Sending) -> None:
-    """Let go whatever is held, last of all the ones that others wait for."""
-    for group in reversed(sending.groups):
+    """Let go whatever is held, points in their order, last of all the shares that others wait for."""
+    for group in sorted(sending.groups, key=lambda one: "prepare" in one["jobs"]):
         for job in group["jobs"].values():
             if group["members"] and job.get("held") and job.get("job_id"):
                 commands.release(str(job["job_id"]))

@@ -231,5 +231,7 @@ def test_one_bad_point_and_nothing_is_submitted(slurm: Cluster) -> None:
     done = launch(slurm, "-m", "nodes=1,2", "train.learning_rate=1e-5,-1")
     assert done.returncode == 2 and "point 1 (nodes=1,lr=-1)" in done.stderr and "learning_rate" in done.stderr, done
     done = launch(slurm, "-m", "cluster.gres=npu:1,npu:9")
-    assert done.returncode == 2 and "not available" in done.stderr, done
+    assert done.returncode == 2 and "point 1 (gres=npu_9): cluster.gres=npu:9: " in done.stderr, done
+    done = launch(slurm, "-m", "train.learning_rate=1e-5,5e-5", "cluster.jobs.infer.constraint=h100")
+    assert done.returncode == 2 and "Invalid feature" in done.stderr, done
     assert set((slurm.shared("pkalice") / "runs").glob("*")) == there and queued(slurm) == []

@@ -132,7 +132,7 @@ def make(folder: Path, *overrides: str) -> tuple[SweepDir, list[Chain]]:
     points = compose_sweep(typed)
     home = SweepDir(folder / SWEEP_ID)
     checked = ready(points, home, {})
-    files = launch_sweep._files(home, checked, points, typed, 0, {})
+    files = launch_sweep.sweep_files(home, checked, points, typed)
     write_sweep.create(files)
     return home, launch_sweep._chains(files, checked)
 

@@ -25,7 +25,8 @@ def files_of(folder: Path, *overrides: str, first: int = 0, shares: dict[str, in
     typed = [f"run_root={folder}", f"cache_root={folder}/cache", *overrides]
     sweep = compose_sweep(typed)
     home = SweepDir(folder / "20260101-000000-扫描-0000")
-    return launch_sweep._files(home, ready(sweep, home, {}), sweep, typed, first, shares or {})
+    known = {"points": [{}] * first, "keys": [], "share_keys": shares or {}}
+    return launch_sweep.sweep_files(home, ready(sweep, home, {}), sweep, typed, known)
 
 
 def test_what_is_written_is_what_readers_find(weird: Path) -> None:

@@ -40,7 +40,7 @@ def made(folder: Path, *overrides: str) -> SweepDir:
     typed = [f"run_root={folder}", f"cache_root={folder}/cache", *overrides]
     sweep = compose_sweep(typed)
     home = SweepDir(folder / "20260101-000000-扫描 sweep-0000")
-    write_sweep.create(launch_sweep._files(home, ready(sweep, home, {}), sweep, typed, 0, {}))
+    write_sweep.create(launch_sweep.sweep_files(home, ready(sweep, home, {}), sweep, typed))
     return home
 
 
