@@ -64,9 +64,10 @@ def _main(argv: Sequence[str]) -> int:
     if "multirun" in options:
         if "cfg" in options:
             raise PkuslurmError("--cfg job: of one run; leave -m out")
-        from pkuslurm.launch_sweep import launch_sweep
+        from pkuslurm.launch_sweep import inherited, launch_sweep
 
-        return launch_sweep(compose_sweep(overrides, directories), overrides, os.environ)
+        typed = inherited(overrides, os.environ)
+        return launch_sweep(compose_sweep(typed, directories), typed, os.environ)
     composed = compose(overrides, directories)
     if "cfg" in options:
         print(composed.yaml, end="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from pkuslurm.compose import Sweep, show
+from pkuslurm.compose import Sweep, labels_of, show
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.paths import absolute
@@ -30,7 +31,7 @@ from pkuslurm.read.text import safe
 from pkuslurm.render.points import difference, share_key
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import labelled
-from pkuslurm.rundir import SHARED
+from pkuslurm.rundir import SHARED, read_json
 from pkuslurm.submit.alone import alone
 from pkuslurm.submit.local import launcher_of
 from pkuslurm.submit.write import new_run_id, run_json
@@ -46,7 +47,8 @@ MOST_NOTES = 8
 def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]) -> int:
     """Checked, then printed where dry_run is set, else written and submitted or run. Its exit code."""
     config = sweep.points[0].composed.config
-    old = _extended(config, environ)
+    extend = config.sweep.extend
+    old = None if extend is None else _extended(extend, config.run_root, environ)
     root = Path(absolute(config.run_root))
     if config.dry_run:
         from pkuslurm.sweep_text import sweep_text
@@ -65,15 +67,29 @@ def _varied(sweep: Sweep) -> str:
     return "-".join(part.partition("=")[0] for part in sweep.points[0].label.split(",") if "=" in part) or "one"
 
 
-def _extended(config: Config, environ: Mapping[str, str]) -> SweepDir | None:
+def inherited(typed: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """What is typed to extend a sweep, put to what the sweep itself was launched with."""
+    wanted = [item.partition("=")[2].strip("'\"") for item in typed if item.startswith("sweep.extend=")]
+    if not wanted or wanted[-1] in ("", "null"):
+        return list(typed)
+    given = [item.partition("=")[2] for item in typed if item.startswith("run_root=")]
+    home = _extended(wanted[-1], given[-1] if given else "runs", environ)
+    sweep = read_json(home.sweep_json) or {}
+    if sweep.get("cwd") not in (None, os.getcwd()):
+        raise PkuslurmError(
+            f"sweep.extend={home.sweep_id}: relative paths in it start at {sweep['cwd']}; cd there first"
+        )
+    own = [str(item) for item in sweep.get("overrides") or () if not str(item).startswith("sweep.extend=")]
+    return [*own, *typed]
+
+
+def _extended(name: str, run_root: str, environ: Mapping[str, str]) -> SweepDir:
     """The sweep that is to be extended."""
-    if config.sweep.extend is None:
-        return None
-    here = Path(absolute(config.run_root))
+    here = Path(absolute(run_root))
     places = roots(None, environ)
-    path = find(config.sweep.extend, places if here in places else [*places, here])
+    path = find(name, places if here in places else [*places, here])
     if not is_sweep(path):
-        raise PkuslurmError(f"sweep.extend={config.sweep.extend}: this is a single run; name a sweep")
+        raise PkuslurmError(f"sweep.extend={name}: this is a single run; name a sweep")
     return SweepDir(path)
 
 
@@ -155,6 +171,11 @@ def sweep_files(
     keys, shares, members = dict(known.get("share_keys") or {}), list[NewShare](), list[Member]()
     families: dict[int, Mapping[str, str]] = {}
     numbers: dict[tuple[object, ...], int] = {}
+    values = [
+        {key: one.point.values.get(key) or _value(one, key) for key in dict.fromkeys([*columns, *sweep.keys])}
+        for one in points
+    ]
+    labels = labels_of(values) if columns else [one.point.label for one in points]
     for number, one in enumerate(points, first):
         share = None
         if "prepare" in one.files.jobs:
@@ -168,12 +189,12 @@ def sweep_files(
         family = numbers.setdefault((one.point.family, *one.files.texts), number)
         common = families.setdefault(family, one.files.texts)
         document = run_json(one.steps, one.files, one.point.overrides, one.point.composed.settings)
-        document["label"] = one.point.label
+        document["label"] = labels[number - first]
         document["texts"] = {"family": family, "changes": difference(common, one.files.texts)}
         entry = {
             "n": number,
-            "label": one.point.label,
-            "values": {key: one.point.values.get(key) or _value(one, key) for key in [*columns, *sweep.keys]},
+            "label": labels[number - first],
+            "values": values[number - first],
             "config": one.fingerprint,
             "shared": share,
         }
@@ -198,6 +219,9 @@ def sweep_files(
 
 def _value(one: Ready, key: str) -> str:
     """What a key or a group is at a point where it does not vary."""
+    for item in reversed(one.point.overrides):
+        if item.partition("=")[0].lstrip("+") == key:
+            return item.partition("=")[2]
     if key in one.point.composed.choices:
         return str(one.point.composed.choices[key])
     return _looked_up(asdict(one.config), key)

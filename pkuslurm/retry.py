@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.read import sweep as reading
 from pkuslurm.read.closing import closing
 from pkuslurm.read.proof import open_kinds
+from pkuslurm.read.report import sweep_page
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.screen import Screen
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
@@ -52,6 +54,8 @@ def _here(run: RunDir, kinds: list[str]) -> int:
             renumber(run, kind, attempt, None)
 
     code = run_jobs(run, kinds, Screen(run, tuple(kinds)), begin=begin)
+    if (home := sweep_of(run)) is not None:
+        sweep_page.write(reading.read(home.path))  # it ranks this point, too
     passed = closing(run, sys.stderr)
     print(run.path)
     return 1 if code == 0 and passed is False else code

@@ -14,6 +14,7 @@ from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.plan.chains import Chain
 from pkuslurm.read import proof
 from pkuslurm.read import sweep as reading
+from pkuslurm.read.closing import python
 from pkuslurm.read.job import JobStatus
 from pkuslurm.read.present_sweep import line
 from pkuslurm.read.report import leaderboard
@@ -65,14 +66,12 @@ def closing(now: SweepStatus) -> None:
         if first is not None:
             value = "" if first.metric is None else f", {found.metric} {first.metric:.4g}"
             print(f"best     {now.sweep_id}/{first.n}  {safe(first.label)}{value}", file=sys.stderr)
+        if found.note is not None:
+            print(f"note: {found.note[1]}", file=sys.stderr)
         if now.path.joinpath("report.html").exists():
             print(f"report   {safe(now.path / 'report.html')}", file=sys.stderr)
         verb = "status" if now.state == "COMPLETED" else "retry"
-        print(f"next     {_command()} {verb} {shlex.quote(now.sweep_id)}", file=sys.stderr)
-
-
-def _command() -> str:
-    return f"{shlex.quote(sys.executable)} -m pkuslurm"
+        print(f"next     {python()} -m pkuslurm {verb} {shlex.quote(now.sweep_id)}", file=sys.stderr)
 
 
 def submitted(sweep: Mapping[str, Any]) -> str:

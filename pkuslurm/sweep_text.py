@@ -14,13 +14,15 @@ from pkuslurm.render.text import dry_run_text
 from pkuslurm.rundir import ANY_POINT, SHARED
 from pkuslurm.submit.write_sweep import SweepFiles
 
+MOST_CHANGES = 8
+
 
 def sweep_text(points: Sequence[Ready], files: SweepFiles, notes: Sequence[str]) -> str:
     """The whole dry run. Nothing was started, nothing was written."""
     first = points[0]
     said = dict.fromkeys([*notes, *(note for one in points for note in one.inputs.notes)])
     text = dry_run_text(first.steps, _first(first, files), list(said), first.inputs.facts, _scripts(points, files))
-    return text + "\n".join(_others(files)) + "\n"
+    return "\n".join(_others(points, files)) + "\n" + text
 
 
 def _first(one: Ready, files: SweepFiles) -> RunFiles:
@@ -35,25 +37,27 @@ def _first(one: Ready, files: SweepFiles) -> RunFiles:
     return replace(one.files, texts=texts, jobs=jobs)
 
 
-def _others(files: SweepFiles) -> Iterator[str]:
+def _others(points: Sequence[Ready], files: SweepFiles) -> Iterator[str]:
     many = len(files.members)
     yield f"# sweep: {many} point{'s' if many > 1 else ''}, {len(files.shares)} to prepare"
-    for member in files.members:
-        entry = member.entry
-        yield f"# point {entry['n']}: {entry['label']}"
-        if entry["n"]:
-            yield from _changes(member.run_json["texts"])
+    for member, one in zip(files.members, points, strict=True):
+        yield f"# point {member.entry['n']}: {member.entry['label']}"
+        yield from _changes(points[0].files.texts, one.files.texts)
+    yield ""
 
 
-def _changes(packed: Mapping[str, Any]) -> Iterator[str]:
-    """What a person would compare: the YAMLs; job files repeat them."""
-    changes: dict[str, Any] = packed["changes"]
-    shown = [name for name in changes if name in ("train.yaml", "merge.yaml")]
-    shown = shown or [name for name in changes if name == "config.yaml"] or list(changes)
+def _changes(first: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]:
+    """What a person would compare with the first point's: the YAMLs; job files repeat them."""
+    changed = [name for name in own if own[name] != first.get(name)]
+    shown = [name for name in changed if name in ("train.yaml", "merge.yaml")]
+    shown = shown or [name for name in changed if name == "config.yaml"] or changed
+    lines = []
     for name in shown:
-        change = changes[name]
-        lines = change.values() if isinstance(change, dict) else change.splitlines()
-        yield from (f"{name}: {line.strip()}" for line in lines)
+        before = set(first.get(name, "").splitlines())
+        lines += [f"#   {name}: {line.strip()}" for line in own[name].splitlines() if line not in before]
+    yield from lines[:MOST_CHANGES]
+    if len(lines) > MOST_CHANGES:
+        yield f"#   and {len(lines) - MOST_CHANGES} more lines"
 
 
 def _scripts(points: Sequence[Ready], files: SweepFiles) -> dict[str, str]:

@@ -118,7 +118,7 @@ def test_where_nothing_is_complete_there_is_no_best(weird: Path) -> None:
     finish(home.point(0), loss=0.1)
     only(home.point(0), "prepare", "train")
     home.point(0).merged.rename(weird / "away")
-    with pytest.raises(PkuslurmError, match="it has no merged model; its adapter is"):
+    with pytest.raises(PkuslurmError, match="it has no merged model; what it has trained is in"):
         keep.best_folder(look(home))
 
 

@@ -32,7 +32,7 @@ def closing(run: RunDir, stream: TextIO) -> bool | None:
 
 
 def _next(now: status.RunStatus) -> list[tuple[str, str]]:
-    command = f"{_python()} -m pkuslurm"
+    command = f"{python()} -m pkuslurm"
     name = present.safe(shlex.quote(now.run_id))
     if now.state == "COMPLETED" and now.job("infer"):
         return [("next", f"{command} infer {name} 'prompts=[你会做什么？]' expect=null")]
@@ -44,7 +44,7 @@ def _next(now: status.RunStatus) -> list[tuple[str, str]]:
     return [("next", logs)]
 
 
-def _python() -> str:
+def python() -> str:
     """This interpreter as one would type it here."""
     here = os.getcwd() + os.sep
     return shlex.quote(sys.executable.removeprefix(here))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from pkuslurm.read import sweep
+from pkuslurm.read.closing import python
 from pkuslurm.read.job import JobStatus
 from pkuslurm.read.present import progress_words, table
 from pkuslurm.read.status import RunStatus
@@ -156,16 +157,17 @@ def _plain(reason: str, now: SweepStatus, index: int) -> str:
 def _next(now: SweepStatus) -> Iterator[str]:
     """A blank line, and the commands to try."""
     yield ""
-    name = _name(now)
+    name, command = _name(now), f"{python()} -m pkuslurm"
+    running = next((index for index, run in enumerate(now.runs) if run.state == "RUNNING"), 0)
     broken = next((index for index, run in enumerate(now.runs) if run.state not in sweep.FINE), None)
     if broken is not None:
-        yield f"logs   pkuslurm logs {name}/{broken}"
+        yield f"logs   {command} logs {name}/{broken}"
     if now.state in ("RUNNING", "PENDING") and broken is None and now.runs:
-        yield f"one    pkuslurm status {name}/0"
+        yield f"one    {command} status {name}/{running}"
     if now.state not in sweep.FINE:
-        yield f"next   pkuslurm retry {name}"
+        yield f"next   {command} retry {name}"
     if now.counts.get("COMPLETED"):
-        yield f"report pkuslurm report {name}"
+        yield f"report {command} report {name}"
 
 
 def _name(now: SweepStatus) -> str:

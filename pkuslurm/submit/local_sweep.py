@@ -59,7 +59,7 @@ def cancel_point(run: RunDir) -> bool:
     if local.cancel(run):
         return True
     home = sweep_of(run)
-    waits = not run.state("train").parent.exists()
+    waits = not any(run.state("train").parent.glob("*.json"))
     if home is None or not waits or local.launcher_of(home.own, load(home) or {}) is None:
         return False
     write_json(run.run_json, _described(run) | {"cancelled": now()})

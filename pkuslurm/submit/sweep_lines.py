@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pkuslurm.read import status
 from pkuslurm.read.job import progress
+from pkuslurm.read.report.logged import last
 from pkuslurm.read.text import duration, safe
 from pkuslurm.read.values import number
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
@@ -135,6 +136,8 @@ def outcome(work: Work, seconds: float, code: int, words: str) -> Ended:
     if code == 0 or (jobs and all(job.state == "COMPLETED" for job in jobs)):
         loss = _loss(work.run) if "train" in work.kinds else None
         fact = "" if loss is None else f"; loss {loss:.4f}"
+        evaluated = last(work.run, ("eval_loss",), True).get("eval_loss") if "train" in work.kinds else None
+        fact += "" if evaluated is None else f", eval loss {evaluated:.4f}"
         unmet = "; passed NO" if found.passed is False else ""
         return Ended(f"COMPLETED in {duration(seconds)}{fact}{unmet}", True, found.passed)
     rest = sorted((job for job in jobs if job.state != "COMPLETED"), key=lambda job: job.state == "SKIPPED")

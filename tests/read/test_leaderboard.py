@@ -71,7 +71,7 @@ def test_without_any_validation_set_the_training_loss_ranks_and_it_is_said(weird
     assert ranks(home) == [(1, 1), (2, 0), (None, 2)], "the direction was meant for what there is not"
     found = board(sweep.read(home.path))
     assert found.metric == "loss" and found.note is not None and "training loss" in found.note[1]
-    assert leaderboard.table(found).startswith("rank_by_final_training_loss,n,label,")
+    assert leaderboard.table(found).startswith("rank,n,label,") and ",loss," in leaderboard.table(found).splitlines()[1]
     assert "按最终训练损失排名" in sweep_page.build(sweep.read(home.path), found)
     # one that has an evaluation loss is enough, and is the only one that can be ranked
     curve(home.point(0), 0.7, 0.8)

@@ -127,6 +127,25 @@ def test_one_point_fails_in_train_and_costs_only_its_own(tmp_path: Path, slurm: 
     assert slurm.asked[-1][1] == ["102_1", "103_1"]
 
 
+def test_what_ends_while_it_is_looked_at_is_not_taken_for_failed(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are read first, and Slurm says that it has ended."""
+    home = make(tmp_path, 3, "slurm")
+    prepared(home)
+    waiting(slurm, 3)
+    for kind in KINDS[1:]:
+        slurm.says(kind, 1, "COMPLETED")
+
+    def asked(ids: list[str]) -> Answer:
+        complete(home.point(1))
+        return Answer(slurm.queue, True)
+
+    monkeypatch.setattr(commands, "queue", asked)
+    now = sweep.read(home.path)
+    assert [run.state for run in now.runs] == ["PENDING", "COMPLETED", "PENDING"]
+
+
 def _report(home: SweepDir) -> None:
     write_text(home.own.report, "<html></html>")
     fake_run.mark(home.own, "report", home.own.report)
@@ -326,7 +345,7 @@ def test_a_thousand_points_are_one_screen(tmp_path: Path, monkeypatch: pytest.Mo
     assert any(line.startswith("20 lr=20e-5: FAILED train: ValueError: cause 20 xxx") for line in lines)
     assert "x" * 200 in text, "cut without a terminal"
     assert f"and 14 more: pkuslurm status {SWEEP_ID} --json" in lines
-    assert f"logs   pkuslurm logs {SWEEP_ID}/3" in lines
+    assert any(line.endswith(f"-m pkuslurm logs {SWEEP_ID}/3") for line in lines)
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -357,13 +376,13 @@ def test_few_points_have_a_line_each(tmp_path: Path) -> None:
 def test_what_to_do_next(tmp_path: Path) -> None:
     home = make(tmp_path, 2, launcher=fake_run.gone())
     text = screen(sweep.read(home.path))
-    assert f"next   pkuslurm retry {SWEEP_ID}\n" in text and "report pkuslurm" not in text
+    assert f"-m pkuslurm retry {SWEEP_ID}\n" in text and "pkuslurm report" not in text
     prepared(home)
     for number in range(2):
         complete(home.point(number))
     _report(home)
     text = screen(sweep.read(home.path))
-    assert text.endswith(f"\n\nreport pkuslurm report {SWEEP_ID}\n") and "retry" not in text
+    assert text.endswith(f"-m pkuslurm report {SWEEP_ID}\n") and "retry" not in text
 
 
 # --- logs

@@ -114,8 +114,10 @@ def merged(row: Row) -> Path:
         return run.merged
     if "merged" in pruned.read(run):
         raise PkuslurmError(f"{run.run_id}: its merged model was removed; `pkuslurm merge {run.run_id}` makes it again")
-    hint = f"its adapter is {run.adapter}; " if run.adapter.is_dir() else ""
-    raise PkuslurmError(f"{run.run_id}: it has no merged model; {hint}`pkuslurm merge {run.run_id}` makes one")
+    hint = f"it has no merged model; what it has trained is in {run.adapter}"
+    if not run.job("merge").is_file():
+        raise PkuslurmError(f"{run.run_id}: {hint} (pipeline=train merges nothing, train_merge does)")
+    raise PkuslurmError(f"{run.run_id}: {hint}; `pkuslurm merge {run.run_id}` makes one")
 
 
 def _points(document: Mapping[str, Any], runs: Sequence[RunStatus]) -> list[Mapping[str, Any]]:
@@ -215,14 +217,13 @@ def table(found: Board) -> str:
     extra = [own] if own not in LOSSES else []
     file = io.StringIO()
     writer = csv.writer(file)
-    rank = "rank" if found.metric == found.asked else "rank_by_final_training_loss"
-    head = [rank, "n", "label", *found.keys, "state", *LOSSES, *extra, "passed", "hours", "path"]
+    head = ["rank", "n", "label", *found.keys, "state", *LOSSES, *extra, "passed", "hours", "ranked_by", "path"]
     writer.writerow([harmless(name) for name in head])
     for row in found.rows:
         cells: list[object] = [row.rank, row.n, row.label, *(row.values.get(key) for key in found.keys), row.state]
         cells += [row.loss, row.eval_loss, *([row.metric] if extra else [])]
         cells += [None if row.passed is None else str(row.passed).lower()]
-        cells += [None if row.hours is None else f"{row.hours:.4f}", str(row.path)]
+        cells += [None if row.hours is None else f"{row.hours:.4f}", found.metric, str(row.path)]
         writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in cells])
     return file.getvalue()
 
