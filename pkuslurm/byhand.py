@@ -16,16 +16,14 @@ import yaml
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
 from pkuslurm.preflight.prompts import read_prompts
-from pkuslurm.render.accelerators import ACCELERATORS, COMMON_ENV, UNSET
 from pkuslurm.render.render import SCHEMA_VERSION, job_command
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
+from pkuslurm.worker import devices as on_node
+from pkuslurm.worker import requeue
+from pkuslurm.worker.accelerators import ACCELERATORS, COMMON_ENV, DDP, UNSET, timeouts
+from pkuslurm.worker.state import host_name
 
-# Where Slurm, or a site's plugin for it, names a job's devices on a node: a list of them, or their number.
-DEVICES = {
-    "npu": ("ASCEND_RT_VISIBLE_DEVICES", "ASCEND_VISIBLE_DEVICES", "SLURM_NPUS_ON_NODE", "SLURM_JOB_NPUS"),
-    "cuda": ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS"),
-}
 # The key of the YAML that names the folder which the job fills, and that folder's name in our directory.
 MAKES = {"train": ("output_dir", "adapter"), "merge": ("export_dir", "merged")}
 
@@ -63,9 +61,11 @@ def job_file(kind: str, file: Path, prompts: str | None, environ: Mapping[str, s
         "parents": [],
         "nodes": nodes,
         "nproc_per_node": nproc,
+        "accelerator": accelerator,
+        "devices": max(nproc, devices) if kind == "train" and accelerator != "cpu" else None,
         "first_attempt": before + 1 if isinstance(before, int) else 1,
         "command": job_command(kind, run, nodes, nproc, python, sys.executable),
-        "env": dict(COMMON_ENV) | ACCELERATORS[accelerator].env,
+        "env": {**COMMON_ENV, **ACCELERATORS[accelerator].env, **_collective(kind, accelerator, args, environ)},
         "env_names": {},
         "unset": list(UNSET),
         "payload": payload | {"result": str(run.result(kind))},
@@ -73,6 +73,16 @@ def job_file(kind: str, file: Path, prompts: str | None, environ: Mapping[str, s
     }
     write_json(run.job(kind), job)
     return run.job(kind)
+
+
+def _collective(kind: str, accelerator: str, args: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """What ranks on NPUs need to meet; their time-outs fit the YAML's ddp_timeout, which is 1800 where it says none."""
+    if kind != "train" or ACCELERATORS[accelerator].backend != "hccl":
+        return {}
+    found = timeouts(args.get(DDP, 1800), environ)[1]
+    return {
+        name: value for name, value in {**ACCELERATORS[accelerator].collective, **found}.items() if name not in environ
+    }
 
 
 def _check_free(run: RunDir, kind: str, environ: Mapping[str, str]) -> None:
@@ -91,12 +101,22 @@ def devices_of(args: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str
     named = environ.get("PKUSLURM_ACCELERATOR") or ("cpu" if args.get("use_cpu") is True else None)
     if named is not None and named not in ACCELERATORS:
         raise PkuslurmError(f"PKUSLURM_ACCELERATOR={named}: it must be {', '.join(ACCELERATORS)}")
-    for accelerator, variables in DEVICES.items():
-        for variable in variables if named in (None, accelerator) else ():
-            text = environ.get(variable, "").strip()
+    possible = [named] if named else ["npu", "cuda"]
+    for accelerator in possible:
+        row = ACCELERATORS[accelerator]
+        # a list of them, or their number; SLURM_JOB_GPUS alone does not say that these are NPUs
+        others = () if named else ACCELERATORS["cuda"].lists if accelerator == "npu" else ()
+        for variable in (row.visible, *row.lists, row.count):
+            text = environ.get(variable, "").strip() if variable not in others else ""
             if text and text != "NoDevFiles":
-                number = variable.endswith("_ON_NODE") and text.isdecimal()
+                number = variable == row.count and text.isdecimal()
                 return accelerator, int(text) if number else len(text.split(","))
+    if named != "cpu" and (job_id := environ.get("SLURM_JOB_ID")):  # plain Slurm sets nothing for NPUs
+        told = requeue.details(environ) or ""
+        for accelerator in possible:
+            found = on_node.allocated(told, ACCELERATORS[accelerator].gres, host_name(environ), job_id)
+            if found:
+                return accelerator, len(found)
     return named or "cpu", 0
 
 

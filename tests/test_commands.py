@@ -157,7 +157,7 @@ def test_logs_as_json_and_a_setting_without_run(weird: Path) -> None:
 
 
 def test_help_and_cfg(launched: Callable[..., Ended], weird: Path) -> None:
-    assert "cluster    ascend, local" in launched("--help").out
+    assert "cluster    ascend, cscs-alps, " in launched("--help").out
     shown = launched("--cfg", "job", "nodes=3")
     assert shown.code == 0 and "nodes: 3" in shown.out
     assert run(["--help"], weird, environment(weird), module="pkuslurm").code == 0

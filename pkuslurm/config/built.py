@@ -8,11 +8,11 @@ from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 
 # Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = ("serve.", "cluster.meet", "cluster.join_timeout", "container.")
+NOT_YET = ("serve.", "cluster.meet", "cluster.join_timeout")
 # What only a scheduler can use.
 SCHEDULER = {
     *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),
-    *("gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "pack", "poll_seconds"),
+    *("gres", "gpus", "gpus_per_node", "extra", "jobs", "arrays", "pack", "poll_seconds", "devices_step"),
 }
 
 
@@ -25,7 +25,6 @@ def check_built(config: Config, changed: Sequence[str], typed: Sequence[str]) ->
     }
     planned = {key: True for key in changed if key.startswith(NOT_YET)} | {
         "cluster.executor=meet": config.cluster.executor == "meet",
-        f"container.runtime={config.container.runtime}": config.container.runtime != "none",
         f"cluster.accelerator={accelerator} without Slurm": here and accelerator != "cpu",
         "cluster.setup without Slurm": here and bool(config.cluster.setup),
     }

@@ -86,11 +86,19 @@ def _pipeline(config: Config) -> None:
 
 
 def _container(config: Config) -> None:
-    if config.container.runtime != "none" and config.container.image is None:
+    container = config.container
+    if container.runtime != "none" and container.image is None:
         raise PkuslurmError(
-            f"container.image: container.runtime={config.container.runtime} runs an image; "
+            f"container.image: container.runtime={container.runtime} runs an image; "
             "write container.image=/path/to/image.sif (or its name in a registry)"
         )
+    if container.runtime == "none" and container.image is not None:
+        raise PkuslurmError(
+            f"container.image={show(container.image)}: nothing runs it; write container=apptainer "
+            "(or singularity, charliecloud, docker, podman, enroot, pyxis), or leave it out"
+        )
+    if container.runtime == "pyxis" and config.cluster.executor != "slurm":
+        raise PkuslurmError("container.runtime=pyxis: it is a part of Slurm's srun; choose a cluster with Slurm")
 
 
 def _later(config: Config) -> None:

@@ -55,13 +55,14 @@ def check_devices(cluster: Cluster, kinds: Sequence[str], nodes: int) -> None:
             return f"cluster.jobs.{kind}.{name}" if name in own else f"cluster.{name}"
 
         ranks = values["nproc_per_node"] if kind == "train" else None
-        _step(values["devices_step"], ranks, devices, key("nproc_per_node"))
+        option = next((name for name in ("gres", "gpus_per_node", "gpus") if values.get(name)), "gres")
+        _step(values["devices_step"], ranks, devices, key("nproc_per_node"), key(option))
         _fits(values["accelerator"], devices, key("accelerator"))
         if ranks and devices and values["accelerator"] != "cpu" and not elsewhere(values["extra"]):
             _enough(values, ranks, devices, wide, key("nproc_per_node"))
 
 
-def _step(step: int | None, ranks: int | None, devices: Sequence[Device], key: str) -> None:
+def _step(step: int | None, ranks: int | None, devices: Sequence[Device], key: str, option: str) -> None:
     if step is None:
         return
     rule = f"this site gives devices in steps of {step} (cluster.devices_step): {step}, {2 * step}, {3 * step}, …"
@@ -69,7 +70,7 @@ def _step(step: int | None, ranks: int | None, devices: Sequence[Device], key: s
         raise PkuslurmError(f"{key}={ranks}: {rule}")
     odd = next((one for one in devices if one.accelerator and one.count % step), None)
     if odd is not None:
-        raise PkuslurmError(f"cluster.gres={odd}: {rule}")
+        raise PkuslurmError(f"{option}={odd}: {rule}")
 
 
 def _fits(accelerator: str, devices: Sequence[Device], key: str) -> None:

@@ -97,7 +97,7 @@ def text(name: str, there: Site, day: str) -> str:
         *(f"#   {_told(part)}" for part in there.partitions),
         "",
     ]
-    rows = [*_first(chosen, there), *_accounts(there.accounts), *_further(chosen, there)]
+    rows = [*_first(chosen, there), *_accounts(chosen.partition, there.accounts), *_further(chosen, there)]
     wide = min(max(len(setting) for setting, why in rows if why), 46)
     lines += [f"{setting:<{wide}}  # {why}".rstrip() if why else setting for setting, why in rows]
     return "\n".join(lines) + "\n"
@@ -152,7 +152,7 @@ def _allowed(part: Partition, accounts: Accounts | None) -> bool:
 def _told(part: Partition) -> str:
     nodes = "; ".join(
         f"{group.nodes} node{'s' if group.nodes > 1 else ''} × {group.cpus} cores, {group.memory} MB, "
-        + (", ".join(map(str, group.devices)) or "no devices")
+        + (", ".join(str(device) for device in group.devices if device.accelerator) or "no devices")
         for group in part.groups
     )
     limit = "no time limit" if part.max_minutes is None else f"at most {part.max_time}"
@@ -187,10 +187,12 @@ def _first(chosen: Choice, there: Site) -> Rows:
 def _sizes(chosen: Choice, there: Site) -> Rows:
     group, device = chosen.group, chosen.device
     if group.cpus:
-        yield f"cpus_per_task: {group.cpus}", "all cores of a node (sinfo %c), since all its devices are asked for"
+        since = ", since all its devices are asked for" if device else ""
+        yield f"cpus_per_task: {group.cpus}", f"all cores of a node (sinfo %c){since}"
     if there.memory and group.memory:
-        told = "nine tenths of a node's (sinfo %m); memory is given out here (SelectTypeParameters)"
-        yield f"mem: {_memory(chosen.partition, group.memory * SHARE, group.cpus)}M", told
+        most = _memory(chosen.partition, group.memory * SHARE, group.cpus)
+        told = "nine tenths of a node's (sinfo %m)" if most == int(group.memory * SHARE) else "MaxMemPerCPU × cores"
+        yield f"mem: {most}M", f"{told}; memory is given out here (SelectTypeParameters)"
     elif not there.memory:
         yield "# mem: 64G", "this site does not give memory out (SelectTypeParameters)"
     if device is None:
@@ -203,12 +205,16 @@ def _memory(part: Partition, wanted: float, cpus: int) -> int:
 
 
 def _time(part: Partition, accounts: Accounts | None) -> Rows:
-    wall = accounts.qos.get(accounts.default_qos) if accounts and accounts.default_qos else None
-    limits = {f"MaxTime of {part.name}": part.max_minutes, "MaxWall of your QOS": wall, "a day": LONGEST}
-    why, most = min(((name, most) for name, most in limits.items() if most), key=lambda item: item[1])
+    why, most = _longest(part, accounts)
     default = part.default_minutes
     without = f"; without it {default} minutes (DefaultTime)" if default and default != part.max_minutes else ""
     yield f"time: {json.dumps(_clock(most))}", f"{why}{without}"
+
+
+def _longest(part: Partition, accounts: Accounts | None) -> tuple[str, int]:
+    wall = accounts.qos.get(accounts.default_qos) if accounts and accounts.default_qos else None
+    limits = {f"MaxTime of {part.name}": part.max_minutes, "MaxWall of your QOS": wall, "a day": LONGEST}
+    return min(((name, most) for name, most in limits.items() if most), key=lambda item: item[1])
 
 
 def _clock(minutes: int) -> str:
@@ -216,12 +222,13 @@ def _clock(minutes: int) -> str:
     return f"{days}-{rest // 60:02}:{rest % 60:02}:00" if days else f"{rest // 60}:{rest % 60:02}:00"
 
 
-def _accounts(accounts: Accounts | None) -> Rows:
+def _accounts(part: Partition, accounts: Accounts | None) -> Rows:
     if accounts is None or not accounts.names:
         yield "# account: NAME", "sacctmgr tells of none that is yours"
         return
-    own = accounts.default if accounts.default in accounts.names else None
-    others = [name for name in accounts.names if name != own]
+    names = [name for name in accounts.names if not part.accounts or name in part.accounts]
+    own = accounts.default if accounts.default in names else None
+    others = [name for name in names if name != own]
     if own is not None:
         also = f"; others: {', '.join(others)}" if others else ""
         yield f"account: {_word(own)}", f"your default one (sacctmgr show user){also}"
@@ -261,7 +268,8 @@ def _jobs(chosen: Choice, there: Site) -> Rows:
     own |= {"cpus_per_task": str(cpus)}
     if there.memory and nodes.memory:
         own["mem"] = f"{_memory(part, min(SMALL_MEMORY, nodes.memory * SHARE), cpus)}M"
-    if place and part.max_minutes is not None and part.max_minutes < LONGEST:
+    longest = _longest(chosen.partition, there.accounts)[1]
+    if place and part.max_minutes is not None and part.max_minutes < longest:
         own["time"] = json.dumps(_clock(part.max_minutes))
     for kind in ("prepare", "merge", "report"):
         yield f"  {kind}: {{{', '.join(f'{key}: {value}' for key, value in own.items())}}}", why

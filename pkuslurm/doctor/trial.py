@@ -21,11 +21,10 @@ from pkuslurm.doctor.verdict import Found, judge
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
 from pkuslurm.plan.plan import RunPlan, plan
-from pkuslurm.plan.resources import cluster_for
 from pkuslurm.preflight.resolve import resolve
 from pkuslurm.preflight.slurm import check_slurm
 from pkuslurm.render.render import module_command, render
-from pkuslurm.rundir import RunDir, read_json, write_text
+from pkuslurm.rundir import RunDir, read_json, write_json, write_text
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.parse import ALIVE, Row, minutes
 from pkuslurm.submit.slurm import Submission, hand_in
@@ -39,17 +38,21 @@ FIRST_SECONDS, LAST_SECONDS = 0.5, 5.0
 GONE_SECONDS = 3.0
 # KillWait is 30 s by default
 END_SECONDS = 40.0
+# what srun says of a node that cannot open its log, or cannot be reached
+LAUNCH_FAILED = "launch failed"
+NOISE = "lacks support for cpu binding"
 # until a file that a node wrote is seen here
 SEEN_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The job, not submitted yet: ``spec`` is what its nodes are told."""
+    """The job, not submitted yet: ``spec`` is what its nodes are told, ``job`` the training's own job file."""
 
     run: RunDir
     submission: Submission
     spec: Mapping[str, Any]
+    job: Mapping[str, Any]
     asked: str
 
 
@@ -66,6 +69,7 @@ def examine(
     new = not root.exists()
     try:
         prepared.run.path.mkdir(mode=0o700, parents=True)
+        write_json(prepared.run.job("train"), prepared.job)
         write_text(prepared.run.path / trial.LOGIN, str(prepared.spec["token"]))
         return _on_nodes(prepared, wait)
     except OSError as error:
@@ -101,35 +105,25 @@ def prepare(overrides: Sequence[str], environ: Mapping[str, str], directories: S
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     run = RunDir(Path(config.run_root) / f"doctor-{stamp}-{secrets.token_hex(2)}")
     job = render(steps, inputs, run, composed.yaml, sys.executable).jobs["train"]
-    spec = {
-        **{name: job[name] for name in ("nodes", "env", "env_names", "unset")},
-        "folder": str(run.path),
-        "token": secrets.token_hex(8),
-        "python": [inputs.python],
-        "accelerator": cluster_for(config, "train").accelerator,
-        "devices": job["nproc_per_node"],
-    }
+    spec = {"nodes": job["nodes"], "folder": str(run.path), "token": secrets.token_hex(8)}
     request = dict(job["request"])
     options = dict(request["options"])
-    options["time"] = _limit(options, config.cluster.partition)
+    options["time"] = _limit(options)
     command = module_command(sys.executable, "pkuslurm.worker.trial", json.dumps(spec, ensure_ascii=False))
     own = {"kind": "doctor", "key": run.run_id, "parents": [], "worker": command}
-    job = {**job, **own, "request": {**request, "options": options, "signal_seconds": 10, "pack": False}}
+    ours = {**job, **own, "request": {**request, "options": options, "signal_seconds": 10, "pack": False}}
     asked = ", ".join(f"{name}={value}" for name, value in options.items())
     nodes = f"{job['nodes']} node{'s' if job['nodes'] > 1 else ''}"
-    return Prepared(run, Submission(run.run_id, [job]), spec, f"{nodes}, {asked}")
+    return Prepared(run, Submission(run.run_id, [ours]), spec, job, f"{nodes}, {asked}")
 
 
-def _limit(options: Mapping[str, Any], partition: str | None) -> int:
+def _limit(options: Mapping[str, Any]) -> int:
     """Minutes: a few, and not more than the partition allows, which would wait for ever."""
     asked = minutes(str(options["time"])) if options.get("time") is not None else None
-    names = (partition or "").split(",")
-    allowed = [
-        part.max_minutes
-        for part in commands.partitions() or []
-        if part.name in names or (not partition and part.default)
-    ]
-    return max(1, min(LIMIT_MINUTES, *(most for most in (asked, *allowed) if most)))
+    names = str(options.get("partition") or "").split(",")
+    there = [part for part in commands.partitions() or [] if part.name in names or (names == [""] and part.default)]
+    limits = (asked, *(part.max_minutes for part in there))
+    return min(LIMIT_MINUTES, *(most for most in limits if most), LIMIT_MINUTES)
 
 
 def _on_nodes(prepared: Prepared, wait: float) -> list[Check]:
@@ -138,14 +132,16 @@ def _on_nodes(prepared: Prepared, wait: float) -> list[Check]:
         try:
             hand_in(submission, [entry], lambda: None)
         except PkuslurmError as error:
+            _cancel(submission.key)  # it may have been taken all the same
             hint = "what stands before the colon names what was asked for; change it in the preset"
             return [Check("submission", False, str(error), hint, True)]
         job_id = str(entry["job_id"])
         _say(f"job {job_id} is submitted: {prepared.asked}; Ctrl-C cancels it")
         accepted = Check("submission", True, f"job {job_id}: {prepared.asked}")
         began = time.monotonic()
+        script = prepared.run.logs / ".slurm" / f"doctor-{job_id}.out"
         try:
-            row, waited, nodes = _wait(job_id, wait)
+            row, waited, nodes = _wait(job_id, submission.key, wait, script)
         except NotStarted as reason:
             _cancel(submission.key)
             told = f"job {job_id} did not start within {wait:g} minutes and was cancelled: {reason}"
@@ -155,24 +151,33 @@ def _on_nodes(prepared: Prepared, wait: float) -> list[Check]:
         started = Check("start", True, f"after {waited:.0f} s on {', '.join(nodes) or '?'}; it took {took:.0f} s")
         found = _found(prepared, job_id, row, nodes)
         if row is not None and row.state == "CANCELLED" and not found.seen:
-            return [accepted, Check("start", False, f"job {job_id} was cancelled from elsewhere", "ask once more", True)]
+            return [
+                accepted,
+                Check("start", False, f"job {job_id} was cancelled from elsewhere", "ask once more", True),
+            ]
         return [accepted, started, *judge(found)]
     except BaseException:
         _cancel(submission.key)
         raise
 
 
-def _wait(job_id: str, wait: float) -> tuple[Row | None, float, list[str]]:
-    """The job's last row, how many seconds it waited, and its nodes. Raises NotStarted."""
+def _wait(job_id: str, key: str, wait: float, script: Path) -> tuple[Row | None, float, list[str]]:
+    """The job's last row, how many seconds it waited, and its nodes. Raises NotStarted.
+
+    Ends it where ``script``, the batch script's log, says that a node could not begin: the others would wait for it.
+    """
     began = time.monotonic()
     pause, gone, told, nodes, waited = FIRST_SECONDS, False, "", list[str](), 0.0
     while True:
         answer = commands.queue([job_id])
         row = answer.rows.get(job_id)
-        if row is not None and row.nodes:
+        if row is not None and row.state != "PENDING" and row.nodes:
             with suppress(PkuslurmError):
                 nodes = hostlist.expand(row.nodes)
         if row is not None and row.state not in ALIVE:
+            return row, waited, nodes
+        if LAUNCH_FAILED in _tail(script):
+            _cancel(key)
             return row, waited, nodes
         if answer.complete and row is None:
             if gone:
@@ -200,7 +205,9 @@ def _reason(row: Row) -> str:
 def _found(prepared: Prepared, job_id: str, row: Row | None, nodes: Sequence[str]) -> Found:
     """What the nodes wrote, as far as it is seen here, and what Slurm and the job's script said."""
     run, count = prepared.run, int(prepared.spec["nodes"])
-    deadline = time.monotonic() + (SEEN_SECONDS if row is None or row.state == "COMPLETED" else 2.0)
+    words = [_tail(run.logs / ".slurm" / f"doctor-{job_id}.out")]
+    ended_well = (row is None or row.state in ("COMPLETED", "RUNNING")) and LAUNCH_FAILED not in words[0]
+    deadline = time.monotonic() + (SEEN_SECONDS if ended_well else 1.0)
     while True:
         seen = {rank: read_json(run.path / trial.NODE.format(rank)) for rank in range(count)}
         heard = {int(one["rank"]): one for one in (seen[0] or {}).get("heard") or [] if one.get("rank") is not None}
@@ -212,7 +219,6 @@ def _found(prepared: Prepared, job_id: str, row: Row | None, nodes: Sequence[str
         if not (missing or silent) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    words = [_tail(run.logs / ".slurm" / f"doctor-{job_id}.out")]
     words += [_tail(file) for file in sorted(run.logs.glob(f"doctor-{job_id}_*.log"))]
     return Found(
         {rank: one for rank, one in seen.items() if one is not None},
@@ -224,10 +230,11 @@ def _found(prepared: Prepared, job_id: str, row: Row | None, nodes: Sequence[str
     )
 
 
-def _tail(file: Path, lines: int = 5) -> str:
+def _tail(file: Path, lines: int = 20) -> str:
     with suppress(OSError):
         text = file.read_text(encoding="utf-8", errors="replace")
-        return "\n".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
+        told = [line.strip() for line in text.splitlines() if line.strip() and NOISE not in line]
+        return "\n".join(told[-lines:])
     return ""
 
 
@@ -239,7 +246,7 @@ def _cancel(key: str) -> None:
             commands.cancel(living)
             if time.monotonic() > deadline:
                 return
-            time.sleep(1.0)
+            time.sleep(0.5)
 
 
 def _say(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ DEVICES = (
 )
 FOLDER = "run_root= (or PKUSLURM_RUN_ROOT) a folder that all nodes see"
 MEET = "a firewall, or the wrong network card? ask the site which one nodes talk over"
-_NO_FOLDER = re.compile(r"could not open stdout|I/O setup failed|couldn't chdir|can't open file|JobLaunchFailure", re.I)
+# a node opens its log in the folder before anything of ours begins
+_NO_FOLDER = re.compile(r"could not open stdout|I/O setup failed|could not connect IO|couldn't chdir", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -55,34 +57,50 @@ def _name(found: Found, rank: int) -> str:
 
 
 def _silent(found: Found, rank: int) -> Check:
-    words = " | ".join(dict.fromkeys(found.words.splitlines()[-4:])) or f"the job is {found.state or 'gone'}, no log"
-    folder = f"{found.spec['folder']}: not seen, or not written, there" if _unseen(found) else "it did not report"
-    remedy = FOLDER if _unseen(found) else "the log's words name it; the nodes must see this Python, pkuslurm, run_root"
-    return Check(_name(found, rank), False, f"{folder} ({words})", remedy, True)
+    name, folder = _name(found, rank), found.spec["folder"]
+    words = _words(found)
+    if not words and rank > 0:
+        return Check(
+            name, False, f"not reached: the job ended on {_name(found, 0)}", "mend that node's part first", True
+        )
+    if not words:
+        detail = f"{folder}: neither seen nor written there (the job is {found.state or 'gone'}, and has no log)"
+        return Check(name, False, detail, FOLDER, True)
+    if _NO_FOLDER.search(words):
+        return Check(name, False, f"{folder}: not seen there ({words})", FOLDER, True)
+    remedy = f"those are the log's words; every node must see {sys.executable}, too"
+    return Check(name, False, f"it did not report: {words}", remedy, True)
 
 
-def _unseen(found: Found) -> bool:
-    return not found.words or bool(_NO_FOLDER.search(found.words))
+def _words(found: Found) -> str:
+    """Of the logs the line that tells most, else the last ones."""
+    lines = list(dict.fromkeys(found.words.splitlines()))
+    return " | ".join([line for line in lines if _NO_FOLDER.search(line)][:1] or lines[-4:])
 
 
 def _node(found: Found, rank: int, report: Mapping[str, Any]) -> Iterator[Check]:
-    name, python = _name(found, rank), report.get("python") or {}
+    name, folder = _name(found, rank), _folder(found, rank, report.get("folder") or {})
+    yield folder
+    if not folder.ok:
+        return  # the rest is read from there
+    python, devices = report.get("python"), report.get("devices")
+    if python is None:
+        yield Check(f"{name} python", False, f"it did not end: {_words(found)}", PYTHON, True)
+        return
     good = bool(python.get("ok"))
     yield Check(f"{name} python", good, str(python.get("detail")), None if good else PYTHON, True)
-    packages = python.get("packages") or {}
     if good:
+        packages = python.get("packages") or {}
         there = "llamafactory" in packages
         detail = ", ".join(f"{package} {version}" for package, version in packages.items())
         yield Check(f"{name} LLaMA-Factory", there, detail or "not installed", None if there else INSTALL, True)
-    devices = report.get("devices") or {}
-    count, wanted = devices.get("count"), int(found.spec["devices"])
-    enough = count is None or count >= wanted
-    detail = str(devices.get("detail")) if count is None else f"{count} of {wanted} ({devices.get('detail')})"
-    yield Check(f"{name} devices", enough, detail, None if enough else DEVICES, True)
-    yield _folder(found, rank, name, report.get("folder") or {})
+    if devices is not None:
+        enough = bool(devices.get("ok"))
+        yield Check(f"{name} devices", enough, str(devices.get("detail")), None if enough else DEVICES, True)
 
 
-def _folder(found: Found, rank: int, name: str, folder: Mapping[str, Any]) -> Check:
+def _folder(found: Found, rank: int, folder: Mapping[str, Any]) -> Check:
+    name = _name(found, rank)
     if not folder.get("ok"):
         detail = str(folder.get("detail") or "not looked at")
         return Check(f"{name} folder", False, f"the login side's file is not seen there: {detail}", FOLDER, True)

@@ -21,6 +21,7 @@ from pkuslurm.paths import absolute
 from pkuslurm.payload.steps import count, step_lines
 from pkuslurm.plan.inputs import Inputs, Prompt
 from pkuslurm.plan.resources import cluster_for
+from pkuslurm.preflight.containers import check_image, check_places, check_runtime
 from pkuslurm.preflight.datasets import Found, find_dataset
 from pkuslurm.preflight.estimate import estimate, saving
 from pkuslurm.preflight.llamafactory import check_deepspeed, look
@@ -29,6 +30,7 @@ from pkuslurm.preflight.nearest import nearest_to
 from pkuslurm.preflight.prompts import prompts_of
 from pkuslurm.preflight.slurm import site_notes
 from pkuslurm.preflight.templates import check_template, choose_template
+from pkuslurm.render.containers import PYTHON
 from pkuslurm.render.render import TINY_MODEL
 
 T = TypeVar("T")
@@ -89,6 +91,10 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
     ``seen``: the same for all points of a sweep.
     """
     said = _Notes(lenient, [*config.notes, *site_notes(config)], [], seen or Seen())
+    image = config.container.image
+    said.unless_missing(lambda: check_image(config), None, image)
+    if note := said.unless_missing(lambda: check_runtime(config, environ), None, None):
+        said.notes.append(note)
     context = look(config)
     if "train" in config.pipeline.jobs:
         check_keys("train", config.train, context.keys)
@@ -110,7 +116,7 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
     base = said.unless_missing(
         lambda: _known_model(config.infer.base, environ, said.seen), config.infer.base, config.infer.base
     )
-    return Inputs(
+    inputs = Inputs(
         model_path=model,
         template=template.name,
         dataset_name=data.name,
@@ -120,12 +126,14 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
         prompts=prompts,
         adapter=adapter,
         base=base,
-        python=_python(config.cluster.python),
+        python=_python(config),
         notes=tuple(said.notes),
         facts=tuple(said.facts),
         convert=data.convert,
         disk_bytes=needed,
     )
+    check_places(config, inputs)
+    return inputs
 
 
 def _file(prompts: list[str] | str) -> str | None:
@@ -185,12 +193,13 @@ def _dataset(config: Config, said: _Notes) -> Found:
 
 def check_machine(config: Config, inputs: Inputs) -> None:
     """What would fail later on this machine: LLaMA-Factory not installed, no room, a folder that cannot be written."""
-    if config.cluster.python is None and importlib.util.find_spec("llamafactory") is None:
+    inside = config.container.runtime != "none"  # there nothing can be looked at from here
+    if not inside and config.cluster.python is None and importlib.util.find_spec("llamafactory") is None:
         raise PkuslurmError(
             f"cluster.python: {sys.executable} has no LLaMA-Factory; run `make setup` and use .venv/bin/python, "
             "or name an interpreter that has it"
         )
-    if config.cluster.python is not None and shutil.which(config.cluster.python) is None:
+    if not inside and config.cluster.python is not None and shutil.which(config.cluster.python) is None:
         raise PkuslurmError(f"cluster.python={config.cluster.python}: there is no such program")
     for key, folder in (("run_root", config.run_root), ("cache_root", config.cache_root)):
         if "," in folder:
@@ -208,8 +217,14 @@ def check_machine(config: Config, inputs: Inputs) -> None:
             raise PkuslurmError(f"{key}={folder}: {free / 1e9:.1f} GB are free, {wanted / 1e9:.1f} GB are needed")
 
 
-def _python(name: str | None) -> str:
-    """Absolute, since jobs start in the run's directory; not resolved: a link leads out of a virtual environment."""
+def _python(config: Config) -> str:
+    """Absolute, since jobs start in the run's directory; not resolved: a link leads out of a virtual environment.
+
+    In a container it is the image's, found there.
+    """
+    name = config.cluster.python
+    if config.container.runtime != "none":
+        return name or PYTHON
     if name is None:
         return sys.executable
     found = shutil.which(os.path.expanduser(name))

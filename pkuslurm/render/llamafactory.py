@@ -9,8 +9,9 @@ import yaml
 from pkuslurm.config.schema import Config
 from pkuslurm.paths import absolute
 from pkuslurm.plan.inputs import Inputs
-from pkuslurm.render.accelerators import ACCELERATORS
+from pkuslurm.plan.resources import cluster_for
 from pkuslurm.rundir import RunDir
+from pkuslurm.worker.accelerators import ACCELERATORS, DDP, timeouts
 
 
 def train_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:
@@ -30,9 +31,19 @@ def train_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:
     args |= {key: value for key, value in config.train.items() if key not in head}
     if isinstance(args.get("deepspeed"), str):
         args["deepspeed"] = absolute(args["deepspeed"])  # jobs start in the run's directory
-    args |= ACCELERATORS[config.cluster.accelerator].yaml
+    args |= ACCELERATORS[cluster_for(config, "train").accelerator].yaml
+    if (seconds := timeouts_of(config)[0]) is not None:
+        args[DDP] = seconds
     args["output_dir"] = str(run.adapter)
     return args
+
+
+def timeouts_of(config: Config) -> tuple[int | None, dict[str, str]]:
+    """torch's ddp_timeout and HCCL's variables, where ranks meet over HCCL; else none of ours. Raises PkuslurmError."""
+    cluster = cluster_for(config, "train")
+    if ACCELERATORS[cluster.accelerator].backend != "hccl":
+        return None, {}
+    return timeouts(config.train.get(DDP), {name: str(value) for name, value in cluster.env.items()})
 
 
 def merge_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:

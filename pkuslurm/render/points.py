@@ -29,7 +29,7 @@ def share_key(prepare: Mapping[str, Any], dataset_info: str = "") -> str:
         args.pop("seed", None)  # it only decides which rows are held out, or drawn
     payload["train_args"] = args
     payload.pop("ranks")  # for counting steps
-    known = {name: prepare.get(name) for name in ("env", "command", "request")}
+    known = {name: prepare.get(name) for name in ("env", "command", "request", "container")}
     return json.dumps([payload, known, dataset_info], sort_keys=True, ensure_ascii=False)
 
 

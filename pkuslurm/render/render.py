@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pkuslurm.config import devices
 from pkuslurm.paths import BOOT, PAYLOAD
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import JobSpec, RunPlan
 from pkuslurm.plan.resources import cluster_for
-from pkuslurm.render.accelerators import ACCELERATORS, COMMON_ENV, UNSET
-from pkuslurm.render.llamafactory import merge_args, to_yaml, train_args
+from pkuslurm.render.containers import container_of
+from pkuslurm.render.llamafactory import merge_args, timeouts_of, to_yaml, train_args
 from pkuslurm.rundir import RunDir
 from pkuslurm.slurm import parse
+from pkuslurm.worker.accelerators import ACCELERATORS, COMMON_ENV, UNSET
 
 SCHEMA_VERSION = 1
 # The model's name in the cache: the number goes up when the recipe in payload/tiny_model.py changes.
@@ -83,11 +85,14 @@ def _job(plan: RunPlan, job: JobSpec, inputs: Inputs, run: RunDir, own_python: s
         "parents": list(job.parents),
         "nodes": job.nodes,
         "nproc_per_node": job.nproc_per_node,
+        "accelerator": cluster_for(plan.config, job.kind).accelerator,
+        "devices": _devices(plan, job),
         "first_attempt": 1,
         "command": job_command(job.kind, run, job.nodes, job.nproc_per_node, inputs.python, own_python),
         "env": env,
         "env_names": env_names,
         "unset": list(UNSET),
+        "container": container_of(plan.config, job.kind, inputs, env, PAYLOAD.parent.parent),
         "payload": payload | {"result": str(run.result(job.kind))},
         "expect": expect,
         "resume": {
@@ -117,6 +122,14 @@ def _signal_seconds(seconds: int, limit: object) -> int:
     return seconds if not minutes or seconds < minutes * 60 else minutes * 15
 
 
+def _devices(plan: RunPlan, job: JobSpec) -> int | None:
+    """How many devices this job must find on each node: as many as Slurm was asked for, else one a rank."""
+    cluster = cluster_for(plan.config, job.kind)
+    if job.kind != "train" or cluster.accelerator == "cpu":
+        return None
+    return devices.of(cluster.accelerator, devices.asked(vars(cluster), job.nodes)) or job.nproc_per_node
+
+
 def job_command(kind: str, run: RunDir, nodes: int, nproc: int, python: str, own_python: str) -> list[str]:
     """What a job's worker starts; it fills in $NODE_RANK, $MASTER_ADDR, $MASTER_PORT, which a started job has."""
     if kind == "report":
@@ -138,8 +151,10 @@ def job_command(kind: str, run: RunDir, nodes: int, nproc: int, python: str, own
 def _env(plan: RunPlan, job: JobSpec) -> tuple[dict[str, str], dict[str, str]]:
     """Variables with their values, and those that come from the environment, by name: a secret is never written."""
     cluster = cluster_for(plan.config, job.kind)
-    env = dict(COMMON_ENV) | ACCELERATORS[cluster.accelerator].env
+    env = {**COMMON_ENV, **ACCELERATORS[cluster.accelerator].env}
     if job.kind == "train":
+        env |= ACCELERATORS[cluster.accelerator].collective
+        env |= timeouts_of(plan.config)[1]
         cores = cluster.cpus_per_task
         # local nodes share the machine's cores: with one thread a rank they do not fight for them
         env["OMP_NUM_THREADS"] = str(max(1, cores // job.nproc_per_node)) if cores else "1"

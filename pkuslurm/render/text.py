@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from pkuslurm.plan.plan import RunPlan
+from pkuslurm.render.containers import as_shown
 from pkuslurm.render.render import RunFiles
 
 # Where a started task will find what only it can know.
@@ -90,7 +91,7 @@ def _tasks(plan: RunPlan, files: RunFiles) -> Iterator[str]:
         for name, value in variables.items():
             yield f"{name}={shlex.quote(value)}"
         # $NODE_RANK and its like are shown bare: a shell would fill them in as the worker does
-        yield " ".join(token if token[1:] in taken else shlex.quote(token) for token in described["command"])
+        yield " ".join(token if token[1:] in taken else shlex.quote(token) for token in as_shown(described))
         yield ""
 
 

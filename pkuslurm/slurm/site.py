@@ -98,9 +98,16 @@ def groups(text: str) -> list[Group]:
         fields = [field.strip() for field in line.split("|", 4)]
         if len(fields) == 5:
             name, nodes, cpus, memory, gres = fields
-            numbers = [int(number) if (number := word.rstrip("+")).isdecimal() else 0 for word in (nodes, cpus, memory)]
-            found.append(Group(name.removesuffix("*"), *numbers, devices(gres)))
+            found.append(
+                Group(name.removesuffix("*"), _number(nodes), _number(cpus), _number(memory), devices(gres)),
+            )
     return found
+
+
+def _number(word: str) -> int:
+    """Of ``8``, or ``8+`` where nodes differ."""
+    number = word.rstrip("+")
+    return int(number) if number.isdecimal() else 0
 
 
 def _partitions(text: str, nodes: list[Group]) -> Iterator[Partition]:

@@ -23,6 +23,8 @@ CAUSE_SECONDS = 2.0
 LOST_SECONDS = 12.0
 # after a stop that all nodes make together
 TOGETHER_SECONDS = 15.0
+# not a mistake in what was asked for: it can be tried again
+_NOBODYS = (failures.HANG, failures.STUCK, failures.NODE)
 # a requeued or preempted job is ended by Slurm; should it not be, so long we wait for it
 ENDED_BY_SLURM_SECONDS = 600.0
 
@@ -91,8 +93,8 @@ def saved(job: Job, supervisor: Supervisor, environ: Mapping[str, str]) -> int:
 
 
 def failed(job: Job, supervisor: Supervisor, outcome: Outcome, environ: Mapping[str, str]) -> int:
-    """The command did not end well somewhere: name the first failure. A node that was lost, or a rank that hangs, is
-    nobody's mistake: the next attempt goes on without it."""
+    """The command did not end well somewhere: name the first failure. A node that was lost, a bad card, or a rank that
+    hangs, is nobody's mistake: the next attempt goes on without it."""
     recorder = supervisor.recorder
     first = failures.first(supervisor.failures())
     # a stop leaves torchrun's 1, so that the request tells; a rank that was killed meanwhile did not stop
@@ -104,13 +106,14 @@ def failed(job: Job, supervisor: Supervisor, outcome: Outcome, environ: Mapping[
         first = failures.first(supervisor.failures())
     if requested and (first is None or first.weight > 0):
         return end(recorder, "FAILED", STOPPED_CODE, _stopped(job))
-    if first is not None and (first.type in (failures.HANG, failures.STUCK) or first.weight >= 2) and job.nodes > 1:
+    if first is not None and (first.type in _NOBODYS or first.weight >= 2) and job.nodes > 1:
         if recorder.node_rank > 0:
             return _after_node_0(recorder, str(first))
         if first.weight >= 2 and (lost := _lost(supervisor)):
             return _node_lost(job, supervisor, environ, lost, str(first))
-    if first is not None and first.type in (failures.HANG, failures.STUCK):
-        hosts = [first.host] if first.type == failures.STUCK and first.host and job.nodes > 1 else []
+    if first is not None and first.type in _NOBODYS:
+        named = first.type == failures.NODE or (first.type == failures.STUCK and job.nodes > 1)
+        hosts = [first.host] if named and first.host else []
         if hosts:
             attempts.blame(job, hosts)
         return _again(job, supervisor, environ, "NODE_FAIL" if hosts else "FAILED", str(first))

@@ -35,6 +35,8 @@ REFUSAL_CODE = 2
 REFUSED = "refused"
 # what the worker itself finds out: no steps any more, and which rank it is that cannot run
 HANG, STUCK = "hang", "stuck"
+# a device of a node does not work: before the command was started
+NODE = "node"
 _MEMORY = re.compile(r"out of memory|OutOfMemoryError", re.IGNORECASE)
 LESS_MEMORY = "lower train.per_device_train_batch_size (and raise gradient_accumulation_steps), or train.cutoff_len"
 
@@ -53,6 +55,8 @@ class Failure:
     @property
     def weight(self) -> int:
         """0 a cause, 1 a bare exit code or a hang, 2 an abort (often a watchdog's), 3 what befalls the others."""
+        if self.type == NODE:
+            return 0
         if self.code is not None and self.code < 0:
             return {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(self.code, 0)
         if _SYMPTOMS.search(f"{self.type}: {self.message}"):
@@ -61,7 +65,7 @@ class Failure:
 
     def __str__(self) -> str:
         line = self.message.strip().split("\n")[0]
-        if self.type == REFUSED:
+        if self.type in (REFUSED, NODE):
             return line
         if self.type == HANG:
             return f"it hangs: {line}"

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pkuslurm.containers import RUNTIMES, Container
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import KINDS, RunDir, read_json
+from pkuslurm.worker.accelerators import ACCELERATORS
 
 SCHEMA_VERSION = 1
 
@@ -18,6 +20,8 @@ class Job:
     """One job of a run as jobs/<kind>.json holds it.
 
     ``max_attempts``, ``hang_minutes``: None: it neither goes on by itself nor is watched for a hang (a job by hand).
+    ``accelerator``: None in a job file of before it had one. ``devices``: how many this job has on each node, None: at
+    least one. ``exclusive``: nobody else is on its nodes; ``alone``: or Slurm was asked for no devices at all.
     ``env_names``: variables that get the value of another one of the job's environment (secrets are never written).
     """
 
@@ -36,6 +40,11 @@ class Job:
     cwd: Path
     max_attempts: int | None = None
     hang_minutes: float | None = None
+    container: Container | None = None
+    accelerator: str | None = None
+    devices: int | None = None
+    exclusive: bool = False
+    alone: bool = True
 
 
 def load(path: Path) -> Job:
@@ -81,6 +90,46 @@ def load(path: Path) -> Job:
         cwd=Path(str(value.get("cwd") or run_dir)),
         max_attempts=_Fields(path, resume).count("max_attempts") if "max_attempts" in resume else None,
         hang_minutes=_Fields(path, resume).number("hang_minutes"),
+        container=_container(path, value.get("container")),
+        accelerator=_accelerator(path, value.get("accelerator")),
+        devices=fields.count("devices") if value.get("devices") is not None else None,
+        exclusive=(exclusive := _options(value).get("exclusive") is True),
+        alone=exclusive or not any(name.startswith(_DEVICE_OPTIONS) for name in _options(value)),
+    )
+
+
+# sbatch's options that ask for devices
+_DEVICE_OPTIONS = ("gres", "gpus", "tres_per")
+
+
+def _options(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What Slurm was asked for; nothing where it is not ours to know."""
+    request = value.get("request")
+    options = request.get("options") if isinstance(request, dict) else None
+    return options if isinstance(options, dict) else {}
+
+
+def _accelerator(path: Path, name: object) -> str | None:
+    if name is not None and name not in ACCELERATORS:
+        raise PkuslurmError(f"job file {path}: accelerator {name!r} is none of {', '.join(ACCELERATORS)}")
+    return str(name) if name is not None else None
+
+
+def _container(path: Path, value: object) -> Container | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise PkuslurmError(f"job file {path}: container must be an object, or null")
+    fields = _Fields(path, value)
+    if (runtime := fields.text("runtime")) not in RUNTIMES:
+        raise PkuslurmError(f"job file {path}: container.runtime {runtime!r} is none of {', '.join(RUNTIMES)}")
+    return Container(
+        runtime=runtime,
+        image=fields.text("image"),
+        accelerator=fields.text("accelerator"),
+        mounts=fields.texts("mounts"),
+        if_there=fields.texts("if_there"),
+        home=fields.text("home"),
     )
 
 

@@ -94,11 +94,17 @@ class Tree:
     """The command and everything that comes from it. One a process: it waits for all its children."""
 
     def __init__(
-        self, command: Sequence[str], cwd: Path, env: Mapping[str, str], deaf_to: Sequence[signal.Signals] = ()
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        deaf_to: Sequence[signal.Signals] = (),
+        blocked: Sequence[signal.Signals] = (),
     ) -> None:
         """Start ``command`` on this process's stdout and stderr. Raises PkuslurmError if it cannot start.
 
-        ``deaf_to``: signals that it and all below it ignore (what is ignored stays so through exec).
+        ``deaf_to``: signals that it and all below it ignore (what is ignored stays so through exec). ``blocked``: those
+        that do not reach a program, either, that asks for them.
         """
         become_subreaper()
         worker = os.getpid()
@@ -108,6 +114,7 @@ class Tree:
         def die_with_the_worker() -> None:
             for number in deaf_to:
                 signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
             # a worker that is killed -9 takes its direct child along at once; the guard sees to the rest
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != worker:

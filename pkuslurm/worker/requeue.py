@@ -41,6 +41,11 @@ def preempted(environ: Mapping[str, str]) -> bool:
     return bool(out and re.search(r" JobState=RUNNING ", out) and re.search(r" PreemptTime=\d", out))
 
 
+def details(environ: Mapping[str, str]) -> str | None:
+    """What Slurm has written down about this worker's job, with the indices of its devices on each node."""
+    return _scontrol(environ, "show", "job", "-d", job_id(environ) or "")[0] if job_id(environ) else None
+
+
 def _scontrol(environ: Mapping[str, str], *words: str) -> tuple[str | None, str]:
     program = shutil.which("scontrol", path=environ.get("PATH"))
     if program is None:

@@ -57,6 +57,7 @@ class Recorder:
     host: str
     hosts: tuple[str, ...] = ()
     started: str = field(default_factory=now)
+    versions: Mapping[str, str] | None = None  # of what this node has installed
 
     @property
     def path(self) -> Path:
@@ -86,7 +87,8 @@ class Recorder:
                 "finished": None if state == "RUNNING" else now(),
                 "exit_code": exit_code,
                 "reason": reason,
-            },
+            }
+            | ({"versions": dict(self.versions)} if self.versions else {}),
         )
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from pkuslurm import rundir
-from pkuslurm.worker import attempts, failures
+from pkuslurm.worker import attempts, failures, versions
 from pkuslurm.worker.failures import Failure
 from pkuslurm.worker.job import Job
 from pkuslurm.worker.processes import TERM_SECONDS, Death, RankWatch, Tree
@@ -240,12 +240,22 @@ class Supervisor:
             time.sleep(0.02)
         return self.signals.received is not None and all(failure.weight > 0 for failure in self.failures())
 
+    def over_already(self) -> Outcome | None:
+        """What ends this node's part before its command has begun: a signal, or another node."""
+        peer = self.trouble()
+        if self.signals.received is None and peer is None and not self.failures():
+            return None
+        by = peer[1] if peer and peer[0] == "CANCELLED" else None
+        return Outcome(cancelled=self.signals.received, cancelled_by=by, peer=peer[1] if peer else None)
+
     def trouble(self) -> tuple[str, str] | None:
-        """The state of a watched node that ended badly, and that in words."""
+        """The state of a watched node that ended badly, or cannot work with ours, and that in words."""
         for rank, value in self.recorder.peers().items():
             state = str(value.get("state"))
             where = f"node {rank} on {value.get('host')}"
             if state == "RUNNING":
+                if (words := self._unlike(rank, value)) is not None:
+                    return "FAILED", words
                 # it may have ended well between the two looks, so only a second look counts
                 if gone(value, self.recorder.host):
                     again = self.recorder.peers().get(rank)
@@ -255,6 +265,12 @@ class Supervisor:
                 words = "was cancelled" if state == "CANCELLED" else f"is {state}: {value.get('reason')}"
                 return state, f"{where} {words}"
         return None
+
+    def _unlike(self, rank: int, value: dict[str, object]) -> str | None:
+        ours, theirs = (self.recorder.host, self.recorder.versions), (str(value.get("host")), value.get("versions"))
+        if self.recorder.node_rank == 0:
+            return versions.difference(ours, (theirs[0], rank, theirs[1]))
+        return versions.difference(theirs, (ours[0], self.recorder.node_rank, ours[1]))
 
     def failures(self) -> list[Failure]:
         """What is known on any node about this start."""

@@ -10,107 +10,81 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.rundir import write_json
-from pkuslurm.worker import network
-from pkuslurm.worker.rendezvous import Rendezvous, rendezvous
+from pkuslurm.rundir import RunDir, write_json
+from pkuslurm.worker import network, probe
+from pkuslurm.worker.job import Job, load
+from pkuslurm.worker.rendezvous import Rendezvous, own_rank, rendezvous
 from pkuslurm.worker.state import host_name
 
 LOGIN, NODE = "login.txt", "node.{}.json"
-PACKAGES = ("llamafactory", "torch", "torch-npu", "transformers")
-# a cold python on a busy network disk
-PYTHON_SECONDS = 60.0
 # another node may see a file some seconds late
 FOLDER_SECONDS = 20.0
 MEET_SECONDS = 60.0
-
-# nothing is imported: torch takes half a minute; CANN's version stands in its folder
-_PROBE = """\
-import importlib.metadata as m, json, platform, sys
-found = {}
-for name in %r:
-    try:
-        found[name] = m.version(name)
-    except m.PackageNotFoundError:
-        pass
-print("pkuslurm " + json.dumps([platform.python_version(), platform.machine(), sys.executable, found]))
-"""
-_DEVICES = {"npu": r"davinci\d+", "cuda": r"nvidia\d+"}
-_VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
 def main(argv: list[str], environ: Mapping[str, str]) -> int:
     spec = json.loads(argv[0])
     began = time.monotonic()
-    report: dict[str, Any] = {"host": host_name(environ), "machine": platform.machine()}
-    report["python"] = python(spec, environ)
-    report["devices"] = devices(spec["accelerator"], environ)
+    rank, host = own_rank(environ), host_name(environ)
+    report: dict[str, Any] = {"rank": rank, "host": host, "folder": folder(spec)}
+    _write(spec, rank, report)
+    # before the slow part: node 0 would wait for a cold python of the others
     try:
-        meeting = rendezvous(environ, spec["nodes"])
+        report["meeting"], report["heard"] = meet(rendezvous(environ, spec["nodes"]), spec["token"], report)
     except PkuslurmError as error:
-        rank = environ.get("SLURM_PROCID", "0")
-        _write(spec, int(rank) if rank.isdecimal() else 0, report | {"meeting": {"ok": False, "detail": str(error)}})
-        return 0
-    report["rank"] = meeting.node_rank
-    report["folder"] = folder(spec)
-    _write(spec, meeting.node_rank, report)
-    # its end, too, is said to node 0: who sees no folder has no other way
-    report["meeting"], heard = meet(meeting, spec["token"], report)
+        report["meeting"] = {"ok": False, "detail": str(error)}
+    _write(spec, rank, report)
+    if report["folder"]["ok"]:
+        report |= python(RunDir(Path(spec["folder"])), environ, host, f"doctor-{rank}")
     report["seconds"] = round(time.monotonic() - began, 1)
-    _write(spec, meeting.node_rank, report | {"heard": heard})
+    _write(spec, rank, report)
     return 0
 
 
-def python(spec: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Whether the training's python runs here, and what it has installed."""
-    outer = set(spec["unset"])
-    variables = {name: value for name, value in environ.items() if name not in outer} | spec["env"]
-    variables |= {name: environ[source] for name, source in spec["env_names"].items() if source in environ}
-    command = [*spec["python"], "-c", _PROBE % (PACKAGES,)]
+def python(run: RunDir, environ: Mapping[str, str], host: str, name: str) -> dict[str, Any]:
+    """What the training's python has installed here, in its container where it has one; whether it can use the devices.
+
+    ``devices`` is missing where there is no python to ask.
+    """
     try:
-        done = subprocess.run(
-            command,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PYTHON_SECONDS,
-        )
-        line = next(line for line in done.stdout.splitlines() if line.startswith("pkuslurm "))
-        version, machine, program, found = json.loads(line.removeprefix("pkuslurm "))
-    except subprocess.TimeoutExpired:
-        return {"ok": False, "detail": f"{command[0]}: it did not answer within {PYTHON_SECONDS:.0f} s"}
-    except OSError as error:
-        return {"ok": False, "detail": f"{command[0]}: {error.strerror or error}"}
-    except (StopIteration, ValueError):
-        words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        return {"ok": False, "detail": f"{command[0]}: {words[-1] if words else f'it ended with {done.returncode}'}"}
-    return {"ok": True, "detail": f"{version} {program} ({machine})", "packages": found}
+        job = load(run.job("train"))
+        env = _environment(job, environ)
+        plain = replace(job, accelerator="cpu")
+        versions = probe.check(plain, env, probe.environment(plain, env, host)[1], host, f"{name}-0", lambda: False)
+    except (PkuslurmError, probe.BadNode, OSError) as error:
+        return {"python": {"ok": False, "detail": _words(error)}}
+    if not versions:
+        return {"python": {"ok": False, "detail": f"{job.command[0]}: it is no Python that answers"}}
+    where = f" in {job.container.image}" if job.container else ""
+    detail = f"{versions.pop('python', '?')} {job.command[0]}{where} ({platform.machine()})"
+    found: dict[str, Any] = {"python": {"ok": True, "detail": detail, "packages": versions}}
+    if job.accelerator in (None, "cpu"):
+        return found | {"devices": {"ok": True, "detail": "none are needed"}}
+    try:
+        env, there = probe.environment(job, env, host)
+        probe.check(job, env, there, host, f"{name}-1", lambda: False)
+    except (PkuslurmError, probe.BadNode, OSError) as error:
+        return found | {"devices": {"ok": False, "detail": _words(error)}}
+    return found | {"devices": {"ok": True, "detail": f"{job.devices} {job.accelerator} compute ({there.source})"}}
 
 
-def devices(accelerator: str, environ: Mapping[str, str], place: Path = Path("/dev")) -> dict[str, Any]:
-    """How many devices this job sees: those that its environment names, else those that have a file here."""
-    if accelerator not in _DEVICES:
-        return {"count": None, "detail": "none are needed"}
-    with suppress(OSError):
-        files = sum(bool(re.fullmatch(_DEVICES[accelerator], name)) for name in os.listdir(place))
-        named = environ.get(_VISIBLE[accelerator], "")
-        if named:
-            count = len([word for word in named.split(",") if word.strip()])
-            return {"count": min(count, files), "detail": f"{_VISIBLE[accelerator]}={named}, {files} in {place}"}
-        return {"count": files, "detail": f"{files} in {place}"}
-    return {"count": 0, "detail": f"{place} cannot be read"}
+def _environment(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in environ.items() if name not in job.unset}
+    return kept | dict(job.env) | {name: kept[source] for name, source in job.env_names.items() if source in kept}
+
+
+def _words(error: Exception) -> str:
+    return f"{error.filename}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
 def folder(spec: Mapping[str, Any]) -> dict[str, Any]:

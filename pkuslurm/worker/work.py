@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir
-from pkuslurm.worker import attempts, completion, ending, failures, marker, network, requeue
+from pkuslurm.worker import attempts, completion, ending, environment, failures, inside, marker, probe, requeue
 from pkuslurm.worker.failures import Failure
 from pkuslurm.worker.job import Job, load
 from pkuslurm.worker.processes import Tree, end_with
@@ -23,9 +23,6 @@ from pkuslurm.worker.unpack import unpack
 
 # node 0 is done when the others are; this long it waits for them to say so
 PEERS_SECONDS = 30.0
-
-# an outer torchrun's variables would make this one's ranks believe that they belong to it
-_OUTER_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 def work(job_file: Path, environ: Mapping[str, str]) -> int:
@@ -131,14 +128,26 @@ def _run(job: Job, meeting: Rendezvous, supervisor: Supervisor, environ: Mapping
     )
     # a TERM is Slurm's word to us: the ranks get it too, and would die before they have saved
     deaf_to = (*WARNINGS, *([signal.SIGTERM] if supervisor.saves else []))
+    name = f"{recorder.attempt}-{meeting.node_rank}"
     try:
-        command = _command(job, meeting)
-        tree = Tree(command, job.cwd, _environment(environ, job, meeting, recorder.attempt), deaf_to)
+        env = environment.of(environ, job, meeting, recorder.attempt)
+        env, over = probe.look(job, supervisor, env, name)
+        if over is None:
+            start = inside.start(job, _command(job, meeting), env, name, deaf_to)
+            tree = Tree(start.argv, job.cwd, start.env, deaf_to, start.blocked)
+    except probe.BadNode as error:
+        _note(job, recorder, failures.NODE, error)
+        return ending.failed(job, supervisor, Outcome(), environ)
     except PkuslurmError as error:
-        failure = Failure(None, time.time(), failures.REFUSED, str(error), host=recorder.host)
-        failures.record(job.run, job.kind, recorder.attempt, failure, place=meeting.node_rank * job.nproc_per_node)
+        _note(job, recorder, failures.REFUSED, error)
         raise
-    outcome = supervisor.run(tree)
+    if over is not None:
+        outcome = over
+    else:
+        try:
+            outcome = supervisor.run(tree)
+        finally:
+            inside.end(start)
     if outcome.survivors:
         ending.say(f"could not be ended: {', '.join(map(str, outcome.survivors))}")
 
@@ -157,6 +166,12 @@ def _run(job: Job, meeting: Rendezvous, supervisor: Supervisor, environ: Mapping
     if outcome.code != 0:
         return ending.failed(job, supervisor, outcome, environ)
     return _finish(job, supervisor, environ)
+
+
+def _note(job: Job, recorder: Recorder, kind: str, error: Exception) -> None:
+    """For all nodes to see, which end then, too."""
+    failure = Failure(None, time.time(), kind, str(error), host=recorder.host)
+    failures.record(job.run, job.kind, recorder.attempt, failure, place=recorder.node_rank * job.nproc_per_node)
 
 
 def _finish(job: Job, supervisor: Supervisor, environ: Mapping[str, str], alone: bool = False) -> int:
@@ -206,44 +221,6 @@ def _command(job: Job, meeting: Rendezvous) -> list[str]:
     """The job's command; only tokens that are exactly ``$NODE_RANK`` and its like are filled in."""
     tokens = {f"${name}": value for name, value in meeting.variables().items()}
     return [tokens.get(word, word) for word in job.command]
-
-
-def _environment(environ: Mapping[str, str], job: Job, meeting: Rendezvous, attempt: int) -> dict[str, str]:
-    outer = {*job.unset, *_OUTER_TORCHRUN}
-    kept = {
-        name: value for name, value in environ.items() if name not in outer and not name.startswith("TORCHELASTIC_")
-    }
-    return {
-        # without its own handler torchrun ends at our TERM at once, not after up to 30 s; an older one ignores
-        # this variable
-        "PET_SIGNALS_TO_HANDLE": "SIGQUIT",
-        **kept,
-        **_interfaces(kept, meeting),
-        **job.env,
-        **{name: kept[source] for name, source in job.env_names.items() if source in kept},
-        **meeting.variables(),
-        "NPROC_PER_NODE": str(job.nproc_per_node),
-        "PKUSLURM_ATTEMPT": str(attempt),
-        "PKUSLURM_NODE_RANK": str(meeting.node_rank),
-    }
-
-
-def _interfaces(environ: Mapping[str, str], meeting: Rendezvous) -> dict[str, str]:
-    """Which interface the ranks talk over: the one on the way to the master, unless somebody has said another.
-
-    Left to themselves gloo takes the address of the host's name (127.0.1.1 on Debian), NCCL and HCCL the first one.
-    """
-    if meeting.nodes == 1:
-        return {}
-    try:
-        own = network.address_towards(meeting.master_addr)
-    except PkuslurmError:
-        return {}  # torchrun will say what it cannot reach
-    name = network.interface_of(own)
-    found = {"HCCL_IF_IP": own}
-    if name is not None:
-        found |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
-    return {key: value for key, value in found.items() if key not in environ}
 
 
 def _log(environ: Mapping[str, str], job: Job, recorder: Recorder) -> Log:

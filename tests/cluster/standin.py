@@ -21,6 +21,9 @@ KINDS = ("prepare", "train", "merge", "infer")
 
 
 def main(argv: list[str]) -> None:
+    if Path(argv[0]).name == "probe.py":
+        probe(argv[1])
+        return
     kind = next(word for word in argv if word in KINDS)
     job = json.loads(Path(argv[-1]).read_text(encoding="utf-8"))
     seen = {name: os.environ.get(name) for name in SEEN}
@@ -52,9 +55,23 @@ def main(argv: list[str]) -> None:
         Path(job["payload"]["result"]).write_text("{}", encoding="utf-8")
 
 
+def probe(device: str) -> None:
+    """STANDIN_PROBE=hang: the first device of the second node, in the first attempt."""
+    words: list[dict[str, object]] = [{"versions": {"python": sys.version.split()[0]}}]
+    if device != "versions":
+        count = len(os.environ["ASCEND_RT_VISIBLE_DEVICES"].split(","))
+        words += [{"count": count}, {"device": 0}, {"done": count}]
+    for one in words:
+        if "done" in one and os.environ.get("STANDIN_PROBE") == "hang":
+            while (os.environ["NODE_RANK"], os.environ["PKUSLURM_ATTEMPT"]) == ("1", "1"):
+                time.sleep(1)
+        print("pkuslurm-probe " + json.dumps(one), flush=True)
+
+
 SEEN = (
     *("NODE_RANK", "NNODES", "MASTER_ADDR", "MASTER_PORT", "NPROC_PER_NODE", "SLURM_PROCID", "SLURMD_NODENAME"),
     *("SLURM_STEP_NODELIST", "GLOO_SOCKET_IFNAME", "SLURM_JOB_ID", "HOME", "USER", "CANARY_TOKEN", "SBATCH_PARTITION"),
+    *("ASCEND_RT_VISIBLE_DEVICES", "HCCL_IF_IP", "HCCL_IF_BASE_PORT", "NCCL_SOCKET_IFNAME"),
 )
 
 

@@ -268,7 +268,8 @@ REFUSED = {
     "train.seed=1,range(2,4)": "train.seed=1,range(2,4): these cannot be listed; write each value, or one range()",
     "train.seed=range(0,5,0)": "train.seed=range(0,5,0): these cannot be listed; write each value, or one range()",
     "train.seed=glob(*)": "train.seed=glob(*): glob() names choices of a group; write the values with commas",
-    "container=glob(x*)": "container=glob(x*): no choice is named so; there are: apptainer, none",
+    "container=glob(x*)": "container=glob(x*): no choice is named so; there are: apptainer, "
+    "charliecloud, docker, enroot, none, podman, pyxis, singularity",
     "train.learning_rate=1e-5，5e-5": "train.learning_rate=1e-5，5e-5: ， separates no values; "
     "write train.learning_rate=1e-5,5e-5",
     "model=tiny，qwen3-8b": "model=tiny，qwen3-8b: ， separates no values; write model=tiny,qwen3-8b",

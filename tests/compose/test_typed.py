@@ -10,10 +10,11 @@ from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pkuslurm.compose import compose, reload
+from pkuslurm.compose import compose, groups, reload
 from pkuslurm.compose.quoting import parsed, quoted_where_needed
 from pkuslurm.errors import PkuslurmError
 
+CLUSTERS = ", ".join(groups()["cluster"])
 ARRIVES: dict[str, Any] = {
     "infer.expect=北大": "北大",
     "infer.expect=(a|b)": "(a|b)",
@@ -180,11 +181,11 @@ SLIPS = {
     "for a path, write 'model.path=/my project/m'",
     "foo=1": "foo: no such key; --cfg job shows all keys",
     "学习率=1": "学习率=1: a setting is typed as key=value, with a key such as nodes or train.learning_rate",
-    "cluster=Ascend": "cluster=Ascend: no such choice; did you mean ascend?; there are: ascend, local, nvidia, slurm",
+    "cluster=Ascend": "cluster=Ascend: no such choice; did you mean ascend?; launch --help lists all",
     "cluster=scow": "cluster=scow: not yet built",
     "model=Qwen3-8b": "model=Qwen3-8b: no such choice; did you mean qwen3-8b?; launch --help lists all",
-    "cluster=3": "cluster=3: no such choice; there are: ascend, local, nvidia, slurm",
-    "cluster=": "cluster=: no such choice; there are: ascend, local, nvidia, slurm",
+    "cluster=3": f"cluster=3: no such choice; there are: {CLUSTERS}",
+    "cluster=": f"cluster=: no such choice; there are: {CLUSTERS}",
     "cluster=ascend,nvidia": "cluster=ascend,nvidia: several values make a sweep, which needs -m",
     "experiment=Tutorial10": "experiment=Tutorial10: no such choice; did you mean tutorial10?; there are: tutorial10",
     "model=/path/to/m": "model=/path/to/m: model takes one of its choices; for a path, write model.path=/path/to/m",

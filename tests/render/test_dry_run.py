@@ -25,7 +25,21 @@ CASES = {
         "infer.prompts=[你好]",
         "cluster=slurm",
     ],
+    "nvidia": ["cluster=nvidia", "nodes=2"],
 }
+# what a container puts before the payload's command
+for _cluster, _runtime in (
+    *(("ascend", runtime) for runtime in ("apptainer", "docker", "pyxis")),
+    *(("nvidia", runtime) for runtime in ("apptainer", "enroot")),
+):
+    _image = "hiyouga/llamafactory:0.9.4-npu-a2" if _runtime in ("docker", "pyxis") else "/images/lf.sif"
+    CASES[f"{_cluster}-{_runtime}"] = [
+        *(f"cluster={_cluster}", "nodes=2", f"container={_runtime}", f"container.image={_image}"),
+        "container.llamafactory=0.9.4",
+    ]
+# what real sites want to be asked for
+SITES = ("hkust-gz-hpc4", "sjtu-910b3", "haicgu", "pku-weiming2", "sjtu-siyuan", "tacc-vista")
+CASES |= {f"site-{name}": [f"cluster={name}", "nodes=2"] for name in SITES}
 
 
 def dry_run(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> str:
