@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def _collective(kind: str, accelerator: str, args: Mapping[str, Any], environ: M
     """What ranks on NPUs need to meet; their time-outs fit the YAML's ddp_timeout, which is 1800 where it says none."""
     if kind != "train" or ACCELERATORS[accelerator].backend != "hccl":
         return {}
-    found = timeouts(args.get(DDP, 1800), environ)[1]
+    found: dict[str, str] = {}
+    with suppress(PkuslurmError):  # a module's, in another order: whoever works by hand has the last word
+        found = timeouts(args.get(DDP, 1800), environ)[1]
     return {
         name: value for name, value in {**ACCELERATORS[accelerator].collective, **found}.items() if name not in environ
     }

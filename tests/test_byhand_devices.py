@@ -44,5 +44,7 @@ def test_its_job_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     hccl = {name: value for name, value in job["env"].items() if name.startswith("HCCL")}
     # the YAML says no ddp_timeout: torch's 1800 s
     assert hccl == {"HCCL_WHITELIST_DISABLE": "1", "HCCL_EXEC_TIMEOUT": "900"}
+    late = environ | {"HCCL_CONNECT_TIMEOUT": "3600"}
+    assert "HCCL_EXEC_TIMEOUT" not in json.loads(byhand.job_file("train", file, None, late).read_text())["env"]
     job = json.loads(byhand.job_file("train", file, None, {}).read_text())
     assert (job["accelerator"], job["devices"]) == ("cpu", None) and not [n for n in job["env"] if "HCCL" in n]

@@ -17,7 +17,11 @@ HERE = sorted(path.stem for path in GOLDEN.glob("*.txt") if path.stem.startswith
 def scripts(name: str) -> dict[str, str]:
     text = (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
     parts = re.split(r"^# (sbatch script|job|file|sweep:) ?(.*)\n", text, flags=re.MULTILINE)
-    return {what: body for kind, what, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True) if kind == "sbatch script"}
+    return {
+        what: body
+        for kind, what, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
+        if kind == "sbatch script"
+    }
 
 
 @pytest.mark.parametrize("name", HERE)
