@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import sweep as reading
+from pkuslurm.rundir import RunDir
 from pkuslurm.sweepdir import SweepDir
 
 Verb = Callable[[SweepDir, argparse.Namespace], int]
@@ -85,11 +86,20 @@ def _report(home: SweepDir, arguments: argparse.Namespace) -> int:
             for line in keep.keep_merged(now):
                 print(line, file=sys.stderr)
             now = reading.read(home.path)
+            _keep_versions(home, now)
         path = sweep_page.write(now)
     except OSError as error:
         raise PkuslurmError(f"report: {error.filename}: {error.strerror}") from None
     print(json.dumps({"report": str(path)}, ensure_ascii=False) if arguments.json else path)
     return 0
+
+
+def _keep_versions(home: SweepDir, now: reading.SweepStatus) -> None:
+    """As the sweep's last job: nothing else writes its points' run.json now."""
+    from pkuslurm.submit.installed import keep
+
+    if now.document.get("executor") == "slurm":
+        keep(home.own, [RunDir(run.path) for run in now.runs])
 
 
 _VERBS: dict[str, Verb] = {

@@ -120,6 +120,10 @@ def _retry(run: RunDir, arguments: argparse.Namespace) -> int:
 def _report(run: RunDir, arguments: argparse.Namespace) -> int:
     from pkuslurm.read import report
 
+    if os.environ.get("PKUSLURM_ATTEMPT") and (read_json(run.run_json) or {}).get("executor") == "slurm":
+        from pkuslurm.submit.installed import keep
+
+        keep(run, [run])  # as the run's last job: nothing else writes run.json now
     try:
         if arguments.export is None:
             path = report.write(run.path)

@@ -152,6 +152,9 @@ def _env(plan: RunPlan, job: JobSpec) -> tuple[dict[str, str], dict[str, str]]:
     """Variables with their values, and those that come from the environment, by name: a secret is never written."""
     cluster = cluster_for(plan.config, job.kind)
     env = {**COMMON_ENV, **ACCELERATORS[cluster.accelerator].env}
+    nodes = ACCELERATORS[plan.config.cluster.accelerator]
+    if nodes.device != "cpu":  # a job without devices, on such nodes all the same
+        env = {name: value for name, value in env.items() if not name.startswith(nodes.never)}
     if job.kind == "train":
         env |= ACCELERATORS[cluster.accelerator].collective
         env |= timeouts_of(plan.config)[1]

@@ -82,10 +82,18 @@ def _run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callab
                 failed = failed or kind
     finally:
         document["launcher"] = None
+        with_versions(run, document)
         write_json(run.run_json, document)
     if cancel.number is not None:
         return 130
     return 0 if failed is None else 1
+
+
+def with_versions(run: RunDir, document: dict[str, Any]) -> None:
+    """Put into run.json's ``document`` what was installed where each job ran, as its nodes told."""
+    for kind, entry in document["jobs"].items():
+        if seen := (read_json(run.state(kind)) or {}).get("versions"):
+            entry["versions"] = seen
 
 
 def cancel(run: RunDir, seconds: float = 60.0) -> bool:
