@@ -154,7 +154,7 @@ def _env(plan: RunPlan, job: JobSpec) -> tuple[dict[str, str], dict[str, str]]:
     env = {**COMMON_ENV, **ACCELERATORS[cluster.accelerator].env}
     nodes = ACCELERATORS[plan.config.cluster.accelerator]
     if nodes.device != "cpu":  # a job without devices, on such nodes all the same
-        env = {name: value for name, value in env.items() if not name.startswith(nodes.never)}
+        env = {name: value for name, value in env.items() if not nodes.never.match(name)}
     if job.kind == "train":
         env |= ACCELERATORS[cluster.accelerator].collective
         env |= timeouts_of(plan.config)[1]
