@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pkuslurm.worker.job import Job, load
 from tests.worker.conftest import Lab, lab  # noqa: F401  # a fixture
 
 # It runs what stands behind the image, in the place of a container.
-STANDIN = """#!{python}
+STANDIN = """\
 import json, os, sys
 with open({log!r}, "a") as file:
     file.write(json.dumps([sys.argv[1:], dict(os.environ)]) + "\\n")
@@ -32,7 +33,11 @@ def fake(folder: Path, program: str, image: str) -> Path:
     folder.mkdir(exist_ok=True)
     log = folder / f"{program}.log"
     file = folder / program
-    file.write_text(STANDIN.format(python=sys.executable, log=str(log), image=image), encoding="utf-8")
+    standin = folder / f"{program}.py"
+    standin.write_text(STANDIN.format(log=str(log), image=image), encoding="utf-8")
+    # a #! line takes no path with a space, and this checkout may lie in one
+    words = shlex.join([sys.executable, str(standin)])
+    file.write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
     file.chmod(0o755)
     return log
 
