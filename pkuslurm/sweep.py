@@ -32,6 +32,8 @@ from pkuslurm.sweepdir import SweepDir, load, save
 
 # so many looks in a row at which nothing is told, before it is given up: a controller may be away for a while
 MOST_UNKNOWN = 20
+# so many looks after the last that was worth it, whether more points fit is tried all the same
+TRY_EVERY = 5
 
 
 def run_here(home: SweepDir, at_once: int) -> int:
@@ -177,7 +179,7 @@ def follow(home: SweepDir, seconds: float) -> int:
 
     Points that did not fit are submitted as room appears.
     """
-    said, silent, ended = "", 0, -1
+    said, silent, ended, looks = "", 0, -1, 0
     try:
         while True:
             now = reading.read(home.path)
@@ -193,7 +195,9 @@ def follow(home: SweepDir, seconds: float) -> int:
                 return 0 if now.state == "COMPLETED" else 1
             silent = silent + 1 if now.state == "UNKNOWN" else 0
             over = sum(job.state in ENDED for job in _all_jobs(now))
-            if waiting and over > ended and now.state != "UNKNOWN":
+            looks += 1
+            # what has ended may still count for a moment, and room may come of other jobs than these
+            if waiting and now.state != "UNKNOWN" and (over > ended or looks % TRY_EVERY == 0):
                 silent, ended = _feed(home, max(1, over - max(ended, 0)), silent, over, ended)
             if silent > MOST_UNKNOWN:
                 raise PkuslurmError(f"{home.sweep_id}: nothing is known of its jobs any more; see `pkuslurm status`")
