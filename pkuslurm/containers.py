@@ -106,8 +106,11 @@ def wrap(container: Container, argv: Sequence[str], env_names: Sequence[str], mo
 def passed(env: Mapping[str, str], own: Sequence[str], container: Container) -> list[str]:
     """The names of ``env`` that a command inside must see: ``own``, and what a scheduler or a person says there."""
     names = {name for name in env if name in own or name in WORKERS or _PASSED.fullmatch(name)} | {"PKUSLURM_TREE"}
-    if container.gpus and RUNTIMES[container.runtime].by_name:
-        names.discard("CUDA_VISIBLE_DEVICES")  # only the job's are there, and they count from 0 anew
+    if container.runtime in ("docker", "podman"):  # only the job's devices are there, and they count from 0 anew
+        if container.gpus and container.accelerator == "cuda":
+            names.discard("CUDA_VISIBLE_DEVICES")
+        if container.accelerator == "npu" and env.get("ASCEND_RT_VISIBLE_DEVICES"):
+            names.discard("ASCEND_RT_VISIBLE_DEVICES")
     return sorted(names - {"HOME"})
 
 

@@ -125,7 +125,7 @@ def _with_targets(path: str) -> Iterator[str]:
         yield real
     with suppress(OSError), os.scandir(real) as entries:
         for entry in entries:
-            if entry.is_symlink():
+            if entry.is_symlink() and Path(entry.path).exists():  # a broken one is nothing that could be mounted
                 yield containers.around(os.path.realpath(entry.path))
 
 

@@ -25,7 +25,8 @@ from pkuslurm.worker.job import Job
 from pkuslurm.worker.processes import end_with
 from pkuslurm.worker.supervise import Outcome, Supervisor
 
-SECONDS = 60.0
+SECONDS = 60.0  # to each step: a cold network disk is slow to load torch, sixteen cards take their time
+VERSIONS_SECONDS = 20.0  # nothing hangs on them
 # who needs longer (a cold network disk): cluster.env.DEVICE_PROBE_SECONDS=180; 0: devices are not tried
 VARIABLE = "DEVICE_PROBE_SECONDS"
 # these compute on the devices that they are given
@@ -99,7 +100,7 @@ def check(
     began = time.monotonic()
     start = inside.start(job, [job.command[0], *words], env, f"{name}-probe")
     try:
-        told = _run(start.argv, job, start.env, seconds or SECONDS, over)
+        told = _run(start.argv, job, start.env, (seconds or SECONDS) if tried else VERSIONS_SECONDS, over)
     finally:
         inside.end(start)
     if told is None:
@@ -176,14 +177,14 @@ def _run(argv: list[str], job: Job, env: Mapping[str, str], seconds: float, over
             why = error.strerror if isinstance(error, OSError) else error
             raise PkuslurmError(f"cannot start {argv[0]!r}: {why}") from None
         # an image that must be fetched or unpacked first is not the python's fault
-        ready = job.container is None
-        deadline = time.monotonic() + (seconds if ready else _IMAGE_SECONDS)
+        deadline = time.monotonic() + (seconds if job.container is None else _IMAGE_SECONDS)
         code: int | None = None
+        told = 0
         while code is None and time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(_POLL_SECONDS)
-            if not ready and os.fstat(out.fileno()).st_size:
-                ready, deadline = True, time.monotonic() + seconds
+            if (size := os.fstat(out.fileno()).st_size) > told:  # a step further
+                told, deadline = size, time.monotonic() + seconds
             if code is None and over():
                 _end(process)
                 return None

@@ -129,8 +129,14 @@ def test_which_variables_go_in() -> None:
     given = env | inside
     names = sorted({*inside, "PKUSLURM_TREE"})
     for runtime in RUNTIMES:
-        assert passed(given, ["TOKEN"], container(runtime, "npu")) == names, runtime
+        # mounted one by one, the cards of a container of docker's count from 0
+        own = [name for name in names if runtime not in ("docker", "podman") or name != "ASCEND_RT_VISIBLE_DEVICES"]
+        assert passed(given, ["TOKEN"], container(runtime, "npu")) == own, runtime
     assert "CUDA_VISIBLE_DEVICES" not in passed(given, [], container("docker", "cuda", gpus=("2",)))
+    assert "CUDA_VISIBLE_DEVICES" in passed(given, [], container("docker", "cpu", gpus=("2",))), "none is meant"
+    assert "CUDA_VISIBLE_DEVICES" in passed(given, [], container("enroot", "cuda", gpus=("2",))), (
+        "it has the node's all"
+    )
     assert "CUDA_VISIBLE_DEVICES" in passed(given, [], container("apptainer", "cuda", gpus=("2",)))
 
 

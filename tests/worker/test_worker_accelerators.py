@@ -68,7 +68,7 @@ def test_what_the_user_sets_wins_everywhere() -> None:
     ("accelerator", "names"),
     [
         ("npu", {"HCCL_IF_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}),
-        ("cuda", {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}),
+        ("cuda", {"NCCL_SOCKET_IFNAME": "=lo", "GLOO_SOCKET_IFNAME": "lo"}),
         ("cpu", {"GLOO_SOCKET_IFNAME": "lo"}),
     ],
 )
