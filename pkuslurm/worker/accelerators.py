@@ -134,7 +134,7 @@ def interfaces(accelerator: str | None, address: str, name: str | None) -> dict[
     found: dict[str, str] = {}
     for row in rows:
         found |= {row.address: address} if row.address else {}
-        # NCCL takes a name for the beginning of one (eth1 also for eth10), unless = is before it; gloo knows no such sign
+        # NCCL takes a name for the beginning of one (eth1 also for eth10), unless = is before it; gloo knows no =
         found |= {key: f"={name}" if key.startswith("NCCL") else name for key in row.interfaces if name is not None}
     return found
 
