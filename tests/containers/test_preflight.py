@@ -96,8 +96,8 @@ def test_what_the_job_files_hold(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert found["train"]["command"][:2] == ["python3", "-m"] and found["merge"]["command"][0] == "python3"
     shown = text.split("# job train")[1].split("# ")[0].splitlines()
     assert any(line.startswith("docker run --rm --name ") and "$NODE_RANK" in line for line in shown)
-    own = jobs(dry([*words, "cluster.python=/opt/llm/bin/python", "cluster.env.HOME=/work/me"], capsys))["train"]
-    assert own["command"][0] == "/opt/llm/bin/python" and own["container"]["home"] == "/work/me"
+    own = jobs(dry([*words, "cluster.python=/opt/llm/bin/python", "cluster.env.HOME=/scratch/me"], capsys))["train"]
+    assert own["command"][0] == "/opt/llm/bin/python" and own["container"]["home"] == "/scratch/me"
 
 
 def test_the_login_node_needs_no_llamafactory(
