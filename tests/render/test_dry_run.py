@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 
-import omegaconf
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
-from pkuslurm.compose import composition
 from pkuslurm.launch import main
-from pkuslurm.paths import CONF
-from pkuslurm.render import render
+from tests.render.golden import compare, dry_run, installed_elsewhere  # noqa: F401  # a fixture
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {
     "demo": ["nodes=2"],
     "tutorial10": ["experiment=tutorial10"],
@@ -45,51 +38,10 @@ for _cluster, _runtime in (
 SITES = ("hkust-gz-hpc4", "sjtu-910b3", "haicgu", "pku-weiming2", "sjtu-siyuan", "tacc-vista")
 CASES |= {f"site-{name}": [f"cluster={name}", "nodes=2"] for name in SITES}
 
-PLACE = {"conf": ""}  # of the presets' data, for the length of a test
-
-
-def dry_run(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    fixed = ["dry_run=true", "run_root=/runs", "cache_root=/cache"]
-    assert main([*overrides, *fixed]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    text: str = captured.out
-    return text.replace(PLACE["conf"], "CONF")
-
-
-@pytest.fixture(autouse=True)
-def installed_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Where this checkout lies, and whether its path must be quoted, is nothing of a golden file's."""
-    data = tmp_path_factory.mktemp("golden") / "conf" / "dataset"
-    shutil.copytree(CONF / "dataset", data)
-    monkeypatch.setitem(PLACE, "conf", str(data.parent))
-    register = composition._register_resolver
-
-    def registered() -> None:
-        register()
-        name = "register_new_resolver" if omegaconf.__version__ < "2.4" else "register_resolver"
-        getattr(OmegaConf, name)("pkuslurm.conf", lambda name: str(data.parent / str(name)), replace=True)
-
-    monkeypatch.setattr(composition, "_register_resolver", registered)
-    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
-    monkeypatch.setattr(render, "BOOT", Path("/opt/pkuslurm/boot.py"))
-    monkeypatch.setattr(render, "PAYLOAD", Path("/opt/pkuslurm/payload/__main__.py"))
-
 
 @pytest.mark.parametrize("name", CASES)
-def test_dry_run_is_golden(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    monkeypatch.setenv("HOME", "/home/student")
-    for variable in ("PKUSLURM_MODELS", "SCOW_AI_MODEL_PATH", "MODELSCOPE_CACHE", "HF_HOME", "HF_HUB_CACHE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("WORK_DIR", "/work-dir")
-    text = dry_run(CASES[name], capsys)
-    assert dry_run(CASES[name], capsys) == text, "rendering twice differs"
-    file = GOLDEN / f"{name}.txt"
-    if request.config.getoption("--update-golden"):
-        file.write_text(text, encoding="utf-8")
-    assert text == file.read_text(encoding="utf-8")
+def test_dry_run_is_golden(name: str, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
+    compare(name, CASES[name], capsys, request)
 
 
 def test_the_tutorials_own_settings(capsys: pytest.CaptureFixture[str]) -> None:
