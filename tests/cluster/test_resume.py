@@ -66,10 +66,11 @@ def train_id(run: Path) -> str:
 
 
 def newest(slurm: Cluster, user: str = "pkalice") -> Path:
-    """The run of a launcher that has just been started, once it is submitted."""
-    before = time.time()
+    """The run of a launcher that has just been started (its imports alone take longer than this), once submitted."""
+    before, runs = time.time(), slurm.shared(user) / "runs"
+    known = set(runs.glob("*/run.json"))  # the run of the test before may be written to this second
     while True:
-        found = [path for path in (slurm.shared(user) / "runs").glob("*/run.json") if path.stat().st_ctime > before - 1]
+        found = sorted(set(runs.glob("*/run.json")) - known)
         if found and all(one.get("job_id") for one in jobs_of(found[-1].parent).values()):
             return found[-1].parent
         assert time.time() - before < 30
