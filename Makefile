@@ -8,7 +8,7 @@ RUN ?=
 ARGS ?=
 
 .PHONY: help setup setup-dev demo test lint train merge infer report status constraints \
-        retry cancel test-faults bench slurm-up slurm-down serve
+        retry cancel test-faults bench slurm-up slurm-down serve chat
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,12 @@ merge: setup ## merge a run's adapter again (RUN=id, default the newest)
 infer: setup ## ask a run's questions again (RUN=id)
 	@$(PY) -m pkuslurm infer $(if $(RUN),"$(RUN)") $(ARGS)
 
+serve: setup ## let a run's models answer, base and tuned, in a page and an OpenAI endpoint (RUN=id)
+	@$(PY) -m pkuslurm serve $(if $(RUN),"$(RUN)") $(ARGS)
+
+chat: setup ## talk to them on the terminal (RUN=id)
+	@$(PY) -m pkuslurm chat $(if $(RUN),"$(RUN)") $(ARGS)
+
 report: setup ## write a run's report.html anew (RUN=id)
 	@$(PY) -m pkuslurm report $(if $(RUN),"$(RUN)") $(ARGS)
 
@@ -70,5 +76,3 @@ slurm-down: ## remove exactly what slurm-up made
 test-faults: setup-dev ## the long fault rows on a real Slurm (as root, Debian; a quarter of an hour)
 	@.ci/slurm packages && $(PY) -m pytest -m faults tests/cluster $(ARGS)
 
-serve:
-	@echo "make $@: not yet built" >&2; exit 2

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
@@ -22,6 +23,9 @@ from pkuslurm.rundir import RunDir, read_json, write_json, write_text
 from pkuslurm.screen import Screen
 from pkuslurm.submit.local import check_owner, run_jobs
 from pkuslurm.worker import marker
+
+if TYPE_CHECKING:
+    from pkuslurm.compose import Composed
 
 
 def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
@@ -150,7 +154,6 @@ class _Redo:
 
 def _texts(run: RunDir, kind: str, settings: Sequence[str]) -> dict[str, str]:
     """The files that other settings change: the job's, config.yaml, merge.yaml."""
-    from pkuslurm.compose import reload
     from pkuslurm.plan.plan import plan
     from pkuslurm.preflight.resolve import resolve
     from pkuslurm.render.render import render
@@ -159,6 +162,18 @@ def _texts(run: RunDir, kind: str, settings: Sequence[str]) -> dict[str, str]:
     for item in full:
         if not item.startswith(f"{kind}."):
             raise PkuslurmError(f"{item}: only {kind}.… can be changed here; launch a new run for the rest")
+    composed = recompose(run, full)
+    config = composed.config
+    steps = plan(config)
+    files = render(steps, resolve(config, os.environ, lenient=False), run, composed.yaml, sys.executable)
+    names = ["config.yaml", f"jobs/{kind}.json", *(["merge.yaml"] if kind == "merge" else [])]
+    return {name: files.texts[name] for name in names}
+
+
+def recompose(run: RunDir, settings: Sequence[str]) -> Composed:
+    """The run's configuration with other ``settings``, as composed. Raises PkuslurmError."""
+    from pkuslurm.compose import reload
+
     try:
         kept = run.config_yaml.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -166,9 +181,5 @@ def _texts(run: RunDir, kind: str, settings: Sequence[str]) -> dict[str, str]:
     document = read_json(run.run_json) or {}
     with suppress(OSError, TypeError):
         os.chdir(document.get("cwd") or ".")  # relative paths in config.yaml start where the run was launched
-    composed = reload(kept, full)
-    config = replace(composed.config, cache_root=absolute(composed.config.cache_root))
-    steps = plan(config)
-    files = render(steps, resolve(config, os.environ, lenient=False), run, composed.yaml, sys.executable)
-    names = ["config.yaml", f"jobs/{kind}.json", *(["merge.yaml"] if kind == "merge" else [])]
-    return {name: files.texts[name] for name in names}
+    composed = reload(kept, settings)
+    return replace(composed, config=replace(composed.config, cache_root=absolute(composed.config.cache_root)))

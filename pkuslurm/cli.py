@@ -12,7 +12,7 @@ from pkuslurm import __version__
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
 
-NOT_YET = ("serve", "chat", "fetch", "watch", "why")
+NOT_YET = ("fetch", "watch", "why")
 HELPS = {
     "launch": "start a run: pkuslurm launch key=value …; launch --help",
     "runs": "all runs, newest first, and what they take on the disk",
@@ -23,10 +23,12 @@ HELPS = {
     "report": "write report.html anew, print its path; --export: a copy without paths and names, to be mailed",
     "merge": "run the merge again",
     "infer": "ask the questions again, or others: infer RUN prompts=[…]",
+    "serve": "let its models answer, base and tuned, behind a key: a page, an OpenAI endpoint; serve RUN port=9000",
+    "chat": "talk to them on the terminal",
     "prune": "show what can be removed from complete runs; --yes removes it",
     "doctor": "what is installed where, which devices and disks are there, what to mend",
 }
-JSON = ("runs", "status", "logs", "cancel", "report", "prune", "doctor")
+JSON = ("runs", "status", "logs", "cancel", "report", "serve", "prune", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +49,7 @@ def _main(argv: list[str]) -> int:
     verb: str = arguments.verb
     # argparse takes no further words after an option: `infer RUN --force prompts=[a]`, `logs RUN -f train`
     if any(word.startswith("-") for word in rest) or (
-        rest and verb not in ("merge", "infer", "logs", "prune", "doctor")
+        rest and verb not in ("merge", "infer", "serve", "logs", "prune", "doctor")
     ):
         raise PkuslurmError(f"{verb} {' '.join(rest)}: not understood; {verb} --help lists all")
     # only now, and only this one's: `--help` and a mistyped verb answer at once
@@ -124,6 +126,18 @@ def _again(one: argparse.ArgumentParser) -> None:
     one.add_argument("--force", action="store_true", help="also where it is complete")
 
 
+def _serve(one: argparse.ArgumentParser) -> None:
+    text = "settings: port=9000 idle_minutes=10 engine=llamafactory, cluster.…, container.…"
+    one.add_argument("settings", nargs="*", metavar="key=value", help=text)
+
+
+def _chat(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--url", metavar="URL", help="of another machine's, through a tunnel: http://127.0.0.1:8000/v1")
+    one.add_argument(
+        "--key-file", metavar="FILE", help="where its key is (default: the run's; with --url $OPENAI_API_KEY)"
+    )
+
+
 def _prune(one: argparse.ArgumentParser) -> None:
     one.add_argument("--yes", action="store_true", help="remove it; without this it is only shown")
     one.add_argument("--older", type=float, metavar="DAYS", help="only what was not changed for so many days")
@@ -142,6 +156,8 @@ def _doctor(one: argparse.ArgumentParser) -> None:
 
 
 _OWN = {"status": _status, "logs": _logs, "report": _report, "merge": _again, "infer": _again} | {
+    "serve": _serve,
+    "chat": _chat,
     "prune": _prune,
     "doctor": _doctor,
 }

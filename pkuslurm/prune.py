@@ -134,6 +134,9 @@ def _untouchable(path: Path, days: float, now: status.RunStatus) -> str | None:
         return error.strerror or "it cannot be read"
     if now.state != "COMPLETED":
         return f"it is {now.state}"
+    serve = now.job("serve")
+    if serve is not None and serve.state in ("RUNNING", "PENDING"):
+        return "it is being served"
     launcher = now.document.get("launcher")
     if launcher is not None:
         return "its launcher has not said that it ended"

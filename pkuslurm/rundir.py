@@ -123,6 +123,11 @@ class RunDir:
     def done(self, kind: str) -> Path:
         return self.home(kind).path / "done" / f"{kind}.json"
 
+    @property
+    def endpoint(self) -> Path:
+        """Where the run's models answer, while they do."""
+        return self.path / "state" / "serve.endpoint.json"
+
     def result(self, kind: str) -> Path:
         """What a payload found out: rows, losses, comparisons; for people and for the report."""
         return self.home(kind).path / "results" / f"{kind}.json"

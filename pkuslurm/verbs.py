@@ -17,7 +17,7 @@ from pkuslurm.rundir import KINDS, RunDir, read_json
 from pkuslurm.sweepdir import SweepDir, is_sweep
 from pkuslurm.worker.unpack import unpack
 
-ACTING = ("cancel", "retry", "merge", "infer")
+ACTING = ("cancel", "retry", "merge", "infer", "serve")
 
 
 def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -32,7 +32,15 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     places = roots(arguments)
     if verb == "runs":
         return _runs(places, arguments.json)
-    if verb in ("merge", "infer") and re.match(r"[\w.]+=", arguments.run or "") and not os.path.lexists(arguments.run):
+    if verb == "chat" and arguments.url is not None:
+        from pkuslurm import serving
+
+        return serving.chat(None, arguments)
+    if (
+        verb in ("merge", "infer", "serve")
+        and re.match(r"[\w.]+=", arguments.run or "")
+        and not os.path.lexists(arguments.run)
+    ):
         # `infer prompts=…` without RUN: the newest run, and a setting
         arguments.settings.insert(0, arguments.run)
         arguments.run = None
@@ -50,7 +58,7 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if verb in ACTING and run.path.stat().st_uid == os.getuid():
         unpack(run)
     verbs = {"status": _status, "logs": _logs, "cancel": _cancel, "report": _report, "merge": _again, "infer": _again}
-    verbs["retry"] = _retry
+    verbs |= {"retry": _retry, "serve": _serve, "chat": _chat}
     return verbs[verb](run, arguments)
 
 
@@ -151,10 +159,26 @@ def _is_page(name: str) -> bool:
 def _again(run: RunDir, arguments: argparse.Namespace) -> int:
     from pkuslurm.again import again
 
-    stray = next((item for item in arguments.settings if "=" not in item and not item.startswith("~")), None)
+    _check_settings(arguments.settings)
+    return again(run, arguments.verb, arguments.settings, arguments.force)
+
+
+def _serve(run: RunDir, arguments: argparse.Namespace) -> int:
+    from pkuslurm.serving import serve
+
+    _check_settings(arguments.settings)
+    return serve(run, arguments.settings, arguments.json)
+
+
+def _chat(run: RunDir, arguments: argparse.Namespace) -> int:
+    from pkuslurm.serving import chat
+
+    return chat(run, arguments)
+
+
+def _check_settings(settings: Sequence[str]) -> None:
+    stray = next((item for item in settings if "=" not in item and not item.startswith("~")), None)
     if stray is not None:
         raise PkuslurmError(
             f"{stray}: a setting is typed as key=value; one with spaces needs quotes: 'prompts=[Who am I?]'"
         )
-
-    return again(run, arguments.verb, arguments.settings, arguments.force)

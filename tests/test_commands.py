@@ -68,7 +68,9 @@ REFUSED = {
     "run_root=rows.json": "is no folder; give a folder of your own",
     "cluster=scow": "cluster=scow: not yet built",
     "from_yaml=a.yaml": "from_yaml: not yet built",
-    "serve.port=8080": "serve.port: not yet built",
+    "serve.port=80": "serve.port=80: it must be from 1024 to 65535",
+    "serve.engine=ollama": "serve.engine=",
+    "serve.engine=command": "a command goes with serve.engine=command",
     "cluster.partition=gpu": "cluster.partition: cluster=local asks no scheduler",
     "wait=false": "wait=false: a local run works in the foreground",
     "-m cluster.partition=a,b": "point 0 (partition=a): cluster.partition: cluster=local asks no scheduler",
@@ -136,7 +138,7 @@ def test_no_home_and_a_c_locale(weird: Path) -> None:
         (["status", "2026"], "RUN 2026: no such run"),
         (["status", "./nowhere"], "no run"),
         (["retry"], "there are no runs yet"),
-        (["serve"], "serve: not yet built"),
+        (["serve"], "there are no runs yet"),
     ],
 )
 def test_verbs_refuse_in_one_line(arguments: list[str], message: str, weird: Path) -> None:

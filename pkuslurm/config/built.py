@@ -8,7 +8,7 @@ from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 
 # Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = ("serve.", "cluster.meet", "cluster.join_timeout")
+NOT_YET = ("cluster.meet", "cluster.join_timeout")
 # What only a scheduler can use.
 SCHEDULER = {
     *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),
@@ -19,10 +19,7 @@ SCHEDULER = {
 def check_built(config: Config, changed: Sequence[str], typed: Sequence[str]) -> None:
     """Raise PkuslurmError for what would be ignored; ``changed``: keys that differ, ``typed``: on the command line."""
     here, accelerator = config.cluster.executor == "local", config.cluster.accelerator
-    never = {
-        "from_yaml": config.from_yaml is not None,
-        "cluster.launcher=prefork": config.cluster.launcher == "prefork",
-    }
+    never = {"from_yaml": config.from_yaml is not None}
     planned = {key: True for key in changed if key.startswith(NOT_YET)} | {
         "cluster.executor=meet": config.cluster.executor == "meet",
         f"cluster.accelerator={accelerator} without Slurm": here and accelerator != "cpu",

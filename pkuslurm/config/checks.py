@@ -108,9 +108,15 @@ def _later(config: Config) -> None:
     at_least("resume.max_attempts", config.resume.max_attempts, 1)
     positive("resume.hang_minutes", config.resume.hang_minutes)
     positive("serve.idle_minutes", config.serve.idle_minutes)
-    for key, value in (("resume.signal_seconds", config.resume.signal_seconds), ("serve.port", config.serve.port)):
-        if value is not None and not 1 <= value <= 65535:
-            raise PkuslurmError(f"{key}={value}: it must be from 1 to 65535")
+    if not 1 <= config.resume.signal_seconds <= 65535:
+        raise PkuslurmError(f"resume.signal_seconds={config.resume.signal_seconds}: it must be from 1 to 65535")
+    if config.serve.port is not None and not 1024 <= config.serve.port <= 65535:
+        raise PkuslurmError(f"serve.port={config.serve.port}: it must be from 1024 to 65535 (those below are root's)")
+    if (config.serve.engine == "command") != (config.serve.command is not None):
+        raise PkuslurmError(
+            f"serve.engine={config.serve.engine}, serve.command={show(config.serve.command)}: a command goes with "
+            "serve.engine=command, as in serve.engine=command serve.command='my_server --model {model} --port {port}'"
+        )
 
 
 def check_pattern(pattern: str) -> None:

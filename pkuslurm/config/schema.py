@@ -101,7 +101,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Serve:
-    engine: str
+    engine: Literal["auto", "vllm", "transformers", "llamafactory", "command"]
     command: str | list[str] | None
     port: int | None
     idle_minutes: int | float | None

@@ -31,6 +31,8 @@ from .models import (
 # First-token logits are kept for so many prompts: one row is half a megabyte for a large vocabulary.
 MOST_LOGITS = 256
 MOST_DIFFERENCES = 5
+# the prompts whose token ids are kept: what serves the model later is held against them
+MOST_IDS = 16
 
 
 @dataclass
@@ -93,6 +95,7 @@ def main(job: dict[str, Any]) -> None:
         "passed": count_passed(lines),
         "dtype": asker.dtype,
         "device": payload["device"],
+        "ids": asker.ids[:MOST_IDS],
     }
     write_json(
         payload["result"], facts | compare(prompts, of_adapter, of_tuned) | compare_ids(asker.ids, asker.saved_ids())

@@ -44,3 +44,9 @@ def plan(config: Config) -> RunPlan:
         jobs.append(JobSpec(kind, before, nodes, nproc, request(config, largest if config.cluster.pack else kind)))
         before = (kind,)
     return RunPlan(config, tuple(jobs))
+
+
+def serving(config: Config) -> RunPlan:
+    """The one job that answers questions with what a run has made: no part of its pipeline, started when asked for."""
+    parents = ("merge",) if "merge" in config.pipeline.jobs else ()
+    return RunPlan(config, (JobSpec("serve", parents, 1, 1, request(config, "serve")),))

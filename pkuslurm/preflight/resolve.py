@@ -126,7 +126,7 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
         prompts=prompts,
         adapter=adapter,
         base=base,
-        python=_python(config),
+        python=interpreter(config),
         notes=tuple(said.notes),
         facts=tuple(said.facts),
         convert=data.convert,
@@ -217,7 +217,7 @@ def check_machine(config: Config, inputs: Inputs) -> None:
             raise PkuslurmError(f"{key}={folder}: {free / 1e9:.1f} GB are free, {wanted / 1e9:.1f} GB are needed")
 
 
-def _python(config: Config) -> str:
+def interpreter(config: Config) -> str:
     """Absolute, since jobs start in the run's directory; not resolved: a link leads out of a virtual environment.
 
     In a container it is the image's, found there.

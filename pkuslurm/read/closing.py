@@ -26,16 +26,17 @@ def closing(run: RunDir, stream: TextIO) -> bool | None:
         print(f"model    {present.safe(run.merged)}", file=stream)
     if now.passed is False:
         print("passed   NO: not every answer is as infer.expect wants it (exit code 1)", file=stream)
-    for name, command in _next(now):
+    for name, command in _next(run, now):
         print(f"{name:<8} {command}", file=stream)
     return now.passed
 
 
-def _next(now: status.RunStatus) -> list[tuple[str, str]]:
+def _next(run: RunDir, now: status.RunStatus) -> list[tuple[str, str]]:
     command = f"{python()} -m pkuslurm"
     name = present.safe(shlex.quote(now.run_id))
     if now.state == "COMPLETED" and now.job("infer"):
-        return [("next", f"{command} infer {name} 'prompts=[你会做什么？]' expect=null")]
+        asks = [("next", f"{command} infer {name} 'prompts=[你会做什么？]' expect=null")]
+        return [*asks, ("talk", f"{command} serve {name}")] if run.merged.is_dir() else asks
     if now.state == "COMPLETED":
         return [("next", f"{command} status {name}")]
     logs = f"{command} logs {name}"

@@ -48,8 +48,9 @@ def marker_of(
 
 
 def open_kinds(run: RunDir, kinds: Iterable[str]) -> list[str]:
-    """Those of ``kinds`` that are not proved complete; what was pruned since then is."""
+    """Those of ``kinds`` that are not proved complete; what was pruned since then is. Nothing is open about ``serve``."""
     gone = pruning.read(run)
+    kinds = [kind for kind in kinds if kind != "serve"]
     return [kind for kind in kinds if marker_of(run, run.run_id, kind, gone)[0] is None]
 
 

@@ -39,6 +39,11 @@ class RunStatus:
     reason: str | None = None
     document: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def pipeline_jobs(self) -> tuple[JobStatus, ...]:
+        """Without ``serve``, which answers with what they have made, and is no part of that."""
+        return tuple(job for job in self.jobs if job.kind != "serve")
+
     def job(self, kind: str) -> JobStatus | None:
         return next((job for job in self.jobs if job.kind == kind), None)
 
@@ -132,7 +137,9 @@ def _status(path: Path, reader: Reader | str, asked: scheduler.Asked) -> RunStat
 
 
 def _deciding(jobs: Sequence[JobStatus], reader: Reader) -> Sequence[JobStatus]:
-    """The jobs by which a run's state goes: that what all points share works or is done makes none of them begin."""
+    """The jobs by which a run's state goes: that what all points share works or is done makes none of them begin, and
+    that it is served, or no longer, changes nothing about it."""
+    jobs = [job for job in jobs if job.kind != "serve"]
     own = [job for job in jobs if job.kind in reader.own]
     shared = [job.state for job in jobs if job.kind not in reader.own]
     return own if own and all(state in _HARMLESS for state in shared) else jobs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from pkuslurm.worker.accelerators import ACCELERATORS, COMMON_ENV, UNSET
 SCHEMA_VERSION = 1
 # The model's name in the cache: the number goes up when the recipe in payload/tiny_model.py changes.
 TINY_MODEL = "tiny-1"
+# As many of a run's questions are offered in the chat page.
+MOST_BUTTONS = 16
 # cluster.env.HF_TOKEN=${oc.env:HF_TOKEN}: the value stays where it is
 _FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:(\w+)\}")
 
@@ -62,6 +65,13 @@ def render(plan: RunPlan, inputs: Inputs, run: RunDir, config_yaml: str, own_pyt
     return RunFiles(run, texts, jobs)
 
 
+def render_serve(plan: RunPlan, inputs: Inputs, run: RunDir, own_python: str, key_file: str) -> dict[str, Any]:
+    """jobs/serve.json of a ``plan.serving``: the worker starts our door on the host, which starts the engines."""
+    job = _job(plan, plan.job("serve"), inputs, run, own_python)
+    engines = {"container": job["container"], "key_file": key_file}
+    return job | {"container": None, "payload": job["payload"] | engines}
+
+
 def _dataset_info(inputs: Inputs, run: RunDir) -> dict[str, Any]:
     """LLaMA-Factory's description of the data; a file in another encoding is read from the copy that prepare makes."""
     if not inputs.convert:
@@ -88,7 +98,9 @@ def _job(plan: RunPlan, job: JobSpec, inputs: Inputs, run: RunDir, own_python: s
         "accelerator": cluster_for(plan.config, job.kind).accelerator,
         "devices": _devices(plan, job),
         "first_attempt": 1,
-        "command": job_command(job.kind, run, job.nodes, job.nproc_per_node, inputs.python, own_python),
+        "command": job_command(
+            job.kind, run, job.nodes, job.nproc_per_node, inputs.python, own_python, _launcher(plan, job)
+        ),
         "env": env,
         "env_names": env_names,
         "unset": list(UNSET),
@@ -130,22 +142,33 @@ def _devices(plan: RunPlan, job: JobSpec) -> int | None:
     return devices.of(cluster.accelerator, devices.asked(vars(cluster), job.nodes)) or job.nproc_per_node
 
 
-def job_command(kind: str, run: RunDir, nodes: int, nproc: int, python: str, own_python: str) -> list[str]:
+def _launcher(plan: RunPlan, job: JobSpec) -> str:
+    cluster = cluster_for(plan.config, job.kind)
+    return ACCELERATORS[cluster.accelerator].launcher if cluster.launcher == "auto" else cluster.launcher
+
+
+def job_command(
+    kind: str, run: RunDir, nodes: int, nproc: int, python: str, own_python: str, launcher: str = "torchrun"
+) -> list[str]:
     """What a job's worker starts; it fills in $NODE_RANK, $MASTER_ADDR, $MASTER_PORT, which a started job has."""
     if kind == "report":
         return module_command(own_python, "pkuslurm", "report", str(run.path))
+    if kind == "serve":
+        return module_command(own_python, "pkuslurm.serve", str(run.job(kind)))
     payload = [str(PAYLOAD), kind, str(run.job(kind))]
     if kind != "train":
         return [python, *payload]
-    return [
-        python, "-m", "torch.distributed.run",
+    node = [
         "--nnodes", str(nodes),
         "--node_rank", "$NODE_RANK",
         "--nproc_per_node", str(nproc),
         "--master_addr", "$MASTER_ADDR",
         "--master_port", "$MASTER_PORT",
-        *payload,
     ]  # fmt: skip
+    if launcher == "prefork":
+        # unbuffered, as torchrun starts its ranks; their words are torchrun's
+        return [python, "-u", payload[0], "prefork", *node, *payload[1:]]
+    return [python, "-m", "torch.distributed.run", *node, *payload]
 
 
 def _env(plan: RunPlan, job: JobSpec) -> tuple[dict[str, str], dict[str, str]]:
@@ -211,7 +234,7 @@ def _merge(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
 
 def _infer(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
     config = plan.config
-    tuned_here = "merge" in plan.kinds
+    tuned_here = "merge" in config.pipeline.jobs
     lora = config.train.get("finetuning_type", "lora") in ("lora", "oft")
     payload = {
         "base": inputs.model_path if tuned_here else inputs.base,
@@ -236,4 +259,28 @@ def _report(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
     return {}, {"file": str(run.report)}
 
 
-_SETTINGS = {"prepare": _prepare, "train": _train, "merge": _merge, "infer": _infer, "report": _report}
+def _serve(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
+    asked, serve = _infer(plan, inputs, run)[0], plan.config.serve
+    models = [{"name": name, "path": asked[name]} for name in ("base", "tuned") if asked[name]]
+    alike = ("template", "default_system", "enable_thinking", "trust_remote_code", "answers")
+    payload = {name: asked[name] for name in alike if name in asked} | {
+        "models": models,
+        "device": ACCELERATORS[cluster_for(plan.config, "serve").accelerator].device,
+        "engine": serve.engine,
+        "command": shlex.split(serve.command) if isinstance(serve.command, str) else serve.command,
+        "python": inputs.python,
+        "payload": str(PAYLOAD),
+        "bind": "cluster" if plan.config.cluster.executor == "slurm" else "loopback",
+        "port": serve.port,
+        "idle_minutes": serve.idle_minutes,
+        "prompts": [{"prompt": one.prompt, "system": one.system} for one in inputs.prompts[:MOST_BUTTONS]],
+        "infer_result": str(run.result("infer")),
+        "endpoint": str(run.endpoint),
+    }
+    return payload, {"file": str(run.result("serve"))}
+
+
+_SETTINGS = {"prepare": _prepare, "train": _train, "merge": _merge, "infer": _infer} | {
+    "report": _report,
+    "serve": _serve,
+}

@@ -176,7 +176,9 @@ def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: Cancel, w
         final(run, document, kind, "FAILED", f"{run.job(kind)} is missing or damaged")
         return
     job_id = f"local-{job['first_attempt']}"
-    document["jobs"][kind].update(job_id=job_id, first_attempt=job["first_attempt"])
+    # serve is no part of what was launched
+    entry = {"key": job.get("key"), "parents": job.get("parents") or [], "num_nodes": job["nodes"]}
+    document["jobs"].setdefault(kind, entry).update(job_id=job_id, first_attempt=job["first_attempt"])
     write_json(run.run_json, document)
     port = free_port() if job["nodes"] > 1 else None
     workers = [_start_worker(run, kind, job_id, rank, port) for rank in range(job["nodes"])]

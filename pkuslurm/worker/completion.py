@@ -36,7 +36,7 @@ def judge(job: Job) -> list[Path]:
             return _merge(_path(job, "dir"))
         case "infer":
             return [_answers(_path(job, "file"), job.expect.get("lines"))]
-        case "report":
+        case "report" | "serve":
             return [_not_empty(_path(job, "file"))]
     raise PkuslurmError(f"job kind {job.kind}: nothing is known about when it is complete")
 

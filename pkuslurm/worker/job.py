@@ -90,7 +90,7 @@ def load(path: Path) -> Job:
         cwd=Path(str(value.get("cwd") or run_dir)),
         max_attempts=_Fields(path, resume).count("max_attempts") if "max_attempts" in resume else None,
         hang_minutes=_Fields(path, resume).number("hang_minutes"),
-        container=_container(path, value.get("container")),
+        container=container_of(path, value.get("container")),
         accelerator=_accelerator(path, value.get("accelerator")),
         devices=fields.count("devices") if value.get("devices") is not None else None,
         exclusive=(exclusive := _options(value).get("exclusive") is True),
@@ -115,7 +115,8 @@ def _accelerator(path: Path, name: object) -> str | None:
     return str(name) if name is not None else None
 
 
-def _container(path: Path, value: object) -> Container | None:
+def container_of(path: Path, value: object) -> Container | None:
+    """The container that ``value`` of the job file at ``path`` describes; None: none. Raises PkuslurmError."""
     if value is None:
         return None
     if not isinstance(value, dict):

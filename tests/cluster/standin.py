@@ -8,9 +8,11 @@ ranks are; it stops when asked, goes on from the checkpoint that it is given, an
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import time
@@ -24,6 +26,8 @@ def main(argv: list[str]) -> None:
     if Path(argv[0]).name == "probe.py":
         probe(argv[1])
         return
+    if "serve" in argv:
+        engine(json.loads(Path(argv[-1]).read_text(encoding="utf-8"))["payload"])
     kind = next(word for word in argv if word in KINDS)
     job = json.loads(Path(argv[-1]).read_text(encoding="utf-8"))
     seen = {name: os.environ.get(name) for name in SEEN}
@@ -43,7 +47,9 @@ def main(argv: list[str]) -> None:
     if todo == "sleep":
         time.sleep(600)
     if todo.startswith("steps:"):
-        if "LOCAL_RANK" not in os.environ:  # this is torchrun; below it, the rank
+        if "prefork" in argv:
+            fork(argv)  # from here on this is a rank
+        elif "LOCAL_RANK" not in os.environ:  # this is torchrun; below it, the rank
             local = {"RANK": str(int(rank) * int(os.environ["NPROC_PER_NODE"])), "LOCAL_RANK": "0"}
             child = subprocess.Popen([sys.executable, *sys.argv], env=os.environ | local)
             while child.poll() is None:
@@ -53,6 +59,17 @@ def main(argv: list[str]) -> None:
     if rank == "0":
         MAKE[kind](job, Path(str(job["expect"].get("dir") or job["expect"].get("file"))))
         Path(job["payload"]["result"]).write_text("{}", encoding="utf-8")
+
+
+def fork(argv: list[str]) -> None:
+    """By the real launcher, with nothing to import beforehand; returns in each node's first rank, the others are done."""
+    at = argv.index("prefork")
+    sys.path.insert(0, str(Path(argv[at - 1]).parents[2]))
+    from pkuslurm.payload import prefork
+
+    prefork.fork(argv[at + 1 :], modules=())
+    if os.environ["LOCAL_RANK"] != "0":
+        sys.exit(0)
 
 
 def probe(device: str) -> None:
@@ -66,6 +83,51 @@ def probe(device: str) -> None:
             while (os.environ["NODE_RANK"], os.environ["PKUSLURM_ATTEMPT"]) == ("1", "1"):
                 time.sleep(1)
         print("pkuslurm-probe " + json.dumps(one), flush=True)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers any question as a model does, with its own name."""
+
+    protocol_version = "HTTP/1.1"
+    name = key = ""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.tell({"object": "list", "data": [{"id": self.name}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        message = {"role": "assistant", "content": f"我是{self.name}"}
+        self.tell({"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    def tell(self, value: dict) -> None:  # type: ignore[type-arg]
+        allowed = self.headers.get("Authorization") == f"Bearer {self.key}"
+        text = json.dumps(value).encode() if allowed else b"{}"
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def address_string(self) -> str:
+        return "-"
+
+
+def engine(spec: dict) -> None:  # type: ignore[type-arg]
+    """serve: an engine that listens where it is told to, for ever."""
+    chosen = {"engine": "command", "version": "1", "listens": "socket", "dtype": "float32"}
+    Path(spec["chosen"]).write_text(json.dumps(chosen), encoding="utf-8")
+
+    class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+        daemon_threads = True
+
+        def get_request(self) -> tuple[socket.socket, object]:
+            return self.socket.accept()[0], ("", 0)
+
+    Handler.name, Handler.key = spec["name"], spec["key"]
+    Server(spec["socket"], Handler).serve_forever()
 
 
 SEEN = (

@@ -13,27 +13,16 @@ import pytest
 import yaml
 
 from pkuslurm.rundir import read_jsonl
-from tests.cluster import faults
 from tests.cluster.fixture import Cluster
-from tests.cluster.runs import TINY, ended, job, launched, states, until, verb
+from tests.cluster.runs import SAME_SUMS, THREADS, TINY, ended, job, launched, states, until, verb
 
 pytestmark = pytest.mark.real
 KINDS = ("prepare", "train", "merge", "infer", "report")
-# The nodes share this machine's cores.
-THREADS = {"OMP_NUM_THREADS": "1"}
-# with more than two ranks DDP otherwise sums in another order after its first step, and a resumed training has two of
-# those: the losses then differ in their last digits (1e-3 of 4), not the data nor the schedule
-SAME_SUMS = ("train.ddp_find_unused_parameters=true", "train.use_reentrant_gc=false")
 
 
 @pytest.fixture(scope="module")
-def run(slurm: Cluster) -> Iterator[Path]:
-    """Two nodes × two ranks, as an ordinary user, each node's own name leading to 127.0.1.1, as Debian has it."""
-    faults.loopback_names(slurm.layout, True)
-    command = [str(slurm.python), "-m", "pkuslurm.launch", *TINY, *SAME_SUMS, "name=真的"]
-    done = slurm.run("pkalice", command, env=THREADS)
-    assert done.returncode == 0, done.stderr
-    yield Path(done.stdout.splitlines()[-1])
+def run(slurm: Cluster, trained: Path) -> Iterator[Path]:
+    yield trained
     slurm.clear()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def gather(run_dir: Path, now: status.RunStatus | None = None) -> Facts:
     """Read it (``now``: how it stands, where that is known). Never raises on damaged or missing files."""
     run = RunDir(run_dir)
     now = now or status.read(run_dir)
+    now = replace(now, jobs=now.pipeline_jobs)
     losses, evals, not_finite = curves(run)
     return Facts(
         run=run,

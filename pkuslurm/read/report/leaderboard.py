@@ -142,7 +142,7 @@ def _row(now: RunStatus, asked: str, point: Mapping[str, Any]) -> Row:
     # the last word counts: of a training that diverged at its end an earlier, finite loss would be a lie
     loss, eval_loss = (values.number(known.get(name)) for name in LOSSES)
     metric = _share(run, now) if asked == "passed" else values.number(known.get(asked))
-    trouble = first_trouble(now.jobs)
+    trouble = first_trouble(now.pipeline_jobs)
     reason = now.reason if trouble is None else f"{trouble.kind}: {trouble.reason or trouble.state}"
     differing = point.get("values")
     return Row(
@@ -172,7 +172,7 @@ def _share(run: RunDir, now: RunStatus) -> float | None:
 
 def _hours(now: RunStatus) -> float | None:
     run = RunDir(now.path)
-    own = [job for job in now.jobs if job.started and job.finished and run.home(job.kind) == run]
+    own = [job for job in now.pipeline_jobs if job.started and job.finished and run.home(job.kind) == run]
     took = [seconds for job in own if (seconds := between(job.started, job.finished)) is not None and seconds >= 0]
     return sum(took) / 3600 if took else None
 

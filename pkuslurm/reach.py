@@ -1,0 +1,100 @@
+"""What to type to reach a run's models from here, from one's own computer, or from another chat program. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pkuslurm.read.endpoint import Endpoint
+from pkuslurm.read.text import aligned, safe
+from pkuslurm.worker.network import is_loopback
+
+# What PKU's platform sets in its applications.
+SCOW = ("SCOW_AI_MODEL_PATH", "SCOW_AI_DATASET_PATH", "XDL_IP")
+
+
+@dataclass(frozen=True)
+class Here:
+    """This machine, as one's own computer would call it; ``environ``: what the shell here has; ``command``: pkuslurm,
+    as it is typed here."""
+
+    user: str
+    host: str
+    environ: Mapping[str, str]
+    command: str = "pkuslurm"
+
+    @property
+    def remote(self) -> bool:
+        """Whether somebody is logged in here from elsewhere."""
+        return bool(self.environ.get("SSH_CONNECTION"))
+
+    @property
+    def address(self) -> str:
+        """The name or address under which this machine was reached."""
+        words = self.environ.get("SSH_CONNECTION", "").split()
+        return words[2] if len(words) == 4 else self.host
+
+    @property
+    def ssh_port(self) -> str:
+        words = self.environ.get("SSH_CONNECTION", "").split()
+        return words[3] if len(words) == 4 else "22"
+
+
+def tunnel(endpoint: Endpoint, here: Here) -> str | None:
+    """The ssh command for one's own computer; None where the models answer on it."""
+    if is_loopback(endpoint.host) and not here.remote:
+        return None
+    port = [] if here.ssh_port == "22" else ["-p", here.ssh_port]
+    forward = f"{endpoint.port}:{endpoint.host}:{endpoint.port}"
+    return shlex.join(["ssh", "-N", *port, "-L", forward, f"{here.user}@{here.address}"])
+
+
+def document(endpoint: Endpoint, key_file: Path, here: Here) -> dict[str, Any]:
+    """The contract's JSON line of ``serve``."""
+    return {
+        "base_url": endpoint.base_url,
+        "key_file": str(key_file),
+        "models": list(endpoint.models),
+        "page_url": endpoint.page_url,
+        "tunnel": tunnel(endpoint, here),
+    }
+
+
+def lines(endpoint: Endpoint, key_file: Path, merged: Path, run_id: str, here: Here) -> list[str]:
+    """The same for people, with what other programs want to be told."""
+    through = tunnel(endpoint, here)
+    near = endpoint if through is None else None
+    page = near.page_url if near else f"http://127.0.0.1:{endpoint.port}/"
+    key = f'"$(cat {shlex.quote(str(key_file))})"'
+    host = endpoint.host if near else "127.0.0.1"
+    rows = [("page", f"{page}   (any name; the password is the key)")]
+    if template := here.environ.get("VSCODE_PROXY_URI"):  # code-server, as PKU's platform has it
+        rows.append(("code-server", template.replace("{{port}}", str(endpoint.port))))
+    rows += [
+        ("key", f"cat {shlex.quote(str(key_file))}"),
+        ("terminal", f"{here.command} chat {shlex.quote(run_id)}"),
+    ]
+    if through is not None:
+        rows.append(("tunnel", f"{through}   (first, on your own computer)"))
+    rows += [
+        ("OpenAI", f"export OPENAI_BASE_URL={page}v1 OPENAI_API_KEY={key} NO_PROXY={host}"),
+        ("NextChat", f"BASE_URL={page} OPENAI_API_KEY={key} CUSTOM_MODELS=-all,{_plus(endpoint)}"),
+        ("Open WebUI", f"OPENAI_API_BASE_URL={page}v1 OPENAI_API_KEY={key}"),
+    ]
+    if any(here.environ.get(name) for name in SCOW):
+        rows.append(("SCOW NextChat", f"挂载点 {merged}   环境变量 SCOW_AI_MODEL_PATH={merged}"))
+    return [safe(line) for line in aligned(rows)]
+
+
+def headline(endpoint: Endpoint, run_id: str) -> str:
+    """Which models answer where, and until when."""
+    until = f", until {endpoint.ends.replace('T', ' ')[:16]} (the job's time limit)" if endpoint.ends else ""
+    idle = f", or {endpoint.idle_minutes:g} minutes without a question" if endpoint.idle_minutes else ""
+    return safe(f"{run_id}: {', '.join(endpoint.models)} answer on {endpoint.node} ({endpoint.engine}){until}{idle}")
+
+
+def _plus(endpoint: Endpoint) -> str:
+    return ",".join(f"+{name}" for name in reversed(endpoint.models))
