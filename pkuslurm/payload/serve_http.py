@@ -55,9 +55,12 @@ def listen(app: App, payload: dict[str, Any]) -> None:
     place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
-        place.bind(payload["socket"])
+        # under its own name only once who connects is not refused
+        place.bind(f"{payload['socket']}~")
     finally:
         os.umask(before)
+    place.listen(128)
+    os.rename(f"{payload['socket']}~", payload["socket"])
     # warnings only: no request is in the log
     config = uvicorn.Config(
         guarded(app, payload["key"], payload["name"]),

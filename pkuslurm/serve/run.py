@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +21,7 @@ from pkuslurm.serve.behind import Behind
 from pkuslurm.serve.door import Door
 from pkuslurm.serve.engines import Engine, Engines
 from pkuslurm.serve.errors import Failed
+from pkuslurm.serve.folder import folder
 from pkuslurm.serve.spec import Spec
 from pkuslurm.serve.upstream import ask, listener
 
@@ -69,18 +68,17 @@ def _signals() -> Iterator[_Stop]:
 
 
 def _serve(asked: Spec, server: Door, host: str, environ: Mapping[str, str], stop: _Stop) -> int:
-    folder = Path(tempfile.mkdtemp(prefix="pkuslurm-serve-", dir=_place()))
     published: dict[str, Any] = {}
-    engines: Engines | None = None
-    try:
-        engines = Engines(asked, folder, server.behind.key, environ)
-        threading.Thread(target=server.serve_forever, args=(0.5,), daemon=True).start()
-        return _watch(asked, server, host, environ, stop, engines, published)
-    finally:
-        endpoint.remove(asked.endpoint, published)  # first: nobody is to be sent here any more
-        if engines is not None:
-            engines.end()
-        shutil.rmtree(folder, ignore_errors=True)
+    with folder() as place:
+        engines: Engines | None = None
+        try:
+            engines = Engines(asked, place, server.behind.key, environ)
+            threading.Thread(target=server.serve_forever, args=(0.5,), daemon=True).start()
+            return _watch(asked, server, host, environ, stop, engines, published)
+        finally:
+            endpoint.remove(asked.endpoint, published)  # first: nobody is to be sent here any more
+            if engines is not None:
+                engines.end()
 
 
 def _watch(
@@ -179,11 +177,6 @@ def _answers(engine: Engine) -> bool:
         return ask(engine.address, "GET", "/v1/models", timeout=ANSWER_SECONDS)[0] == 200
     except (OSError, http.client.HTTPException):
         return False
-
-
-def _place() -> str:
-    """The node's /tmp: a socket's path has room for 107 characters, and containers know the folder."""
-    return "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()
 
 
 def say(line: str) -> None:

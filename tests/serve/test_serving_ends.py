@@ -63,11 +63,28 @@ def test_when_the_door_is_killed_the_engines_go_too(door: Door) -> None:
     wait(lambda: not door.processes(), 5)
 
 
+def test_what_a_killed_door_has_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    with doors(tmp_path, 2) as (killed, alive):
+        folders = []
+        for door in (killed, alive):
+            door.wait_ready()
+            folders.append(Path(door.told("tuned")["socket"]).parent)
+            os.utime(folders[-1], (0, 0))
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait_end()
+        wait(lambda: not killed.processes(), 5)
+        killed.popen = None
+        killed.endpoint_file.unlink()
+        killed.wait_ready()
+        assert [folder.exists() for folder in folders] == [False, True]
+        assert alive.chat("hello")[0] == 200
+
+
 def test_a_dead_engine_ends_the_door_with_its_last_lines(door: Door) -> None:
     door.wait_ready()
     assert door.chat("kill yourself")[0] == 502
     assert door.wait_end() == 1
-    words = "was ended by SIGKILL; its last lines: engine of tuned begins"
+    words = "was ended by SIGKILL; its last lines: my key is (key) | engine of tuned begins"
     assert last(door) == f"pkuslurm: the engine of tuned (transformers) {words}"
     assert left(door) == []
 
@@ -75,7 +92,8 @@ def test_a_dead_engine_ends_the_door_with_its_last_lines(door: Door) -> None:
 def test_an_engine_that_dies_while_it_loads_is_shown(door: Door) -> None:
     door.how("tuned", dies="RuntimeError: out of \x1b[31mmemory")
     assert door.wait_end() == 1
-    words = r"ended with exit code 3; its last lines: engine of tuned begins | RuntimeError: out of \x1b[31mmemory"
+    words = "ended with exit code 3; its last lines: my key is (key) | engine of tuned begins | "
+    words += r"RuntimeError: out of \x1b[31mmemory"
     assert last(door) == f"pkuslurm: the engine of tuned (auto) {words}"
     assert left(door) == []
 
@@ -105,6 +123,7 @@ def test_while_the_models_are_loaded_the_door_says_so(door: Door) -> None:
 def test_it_ends_by_itself_when_nobody_asks(door: Door) -> None:
     ended = door.run / "results" / "serve.json"
     door.payload["idle_minutes"] = 0.3 / 60
+    door.how("tuned", seconds=0.6)  # nor is the time that it takes to load
     ended.parent.mkdir()
     ended.write_text("{}", encoding="utf-8")  # an earlier attempt's
     door.wait_ready()
