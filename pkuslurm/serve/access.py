@@ -49,9 +49,13 @@ def shows(header: str | None, key: str) -> bool:
     return given is not None and hmac.compare_digest(given, key.encode())
 
 
-def refused_site(headers: Mapping[str, str]) -> bool:
-    """Whether a browser says that another site's page asks, with the password that it remembers for ours."""
-    return headers.get("Sec-Fetch-Site", "").strip().lower() == "cross-site"
+def refused_site(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that another site's page asks, with the password that it remembers for ours.
+
+    Not where somebody has clicked on a link there, as in a terminal that is a web page: what it leads to is ours alone.
+    """
+    site, mode = (headers.get(f"Sec-Fetch-{name}", "").strip().lower() for name in ("Site", "Mode"))
+    return site == "cross-site" and not (method == "GET" and mode == "navigate")
 
 
 def _bearer(rest: str) -> bytes | None:

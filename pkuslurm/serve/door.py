@@ -119,7 +119,7 @@ class _Handler(Wire):
             self.refuse(BadRequest("this is a bug of ours; the server's log names it", status=500))
 
     def _let_in(self) -> None:
-        if access.refused_site(self.headers):  # type: ignore[arg-type]  # a Message has get, too
+        if access.refused_site(self.command, self.headers):  # type: ignore[arg-type]  # a Message has get, too
             raise BadRequest("a page of another site asks, and is not answered", status=403)
         if not access.shows(self.headers.get("Authorization"), self.server.behind.key):
             raise BadRequest(

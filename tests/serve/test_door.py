@@ -79,6 +79,8 @@ def test_a_question_without_the_key_is_refused_and_the_connection_stays_in_step(
 def test_another_sites_page_is_refused_though_its_browser_knows_the_key(door: Door) -> None:
     assert door.ask("GET", "/v1/models", Sec_Fetch_Site="cross-site")[0] == 403
     assert door.ask("GET", "/v1/models", Sec_Fetch_Site="same-origin")[0] == 200
+    clicked = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    assert door.ask("GET", "/", **clicked)[0] == 200 and door.ask("POST", "/v1/chat/completions", **clicked)[0] == 403
 
 
 def test_models(door: Door, client: openai.OpenAI) -> None:
