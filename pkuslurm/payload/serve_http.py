@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -60,7 +61,7 @@ def listen(app: App, payload: dict[str, Any]) -> None:
     finally:
         os.umask(before)
     place.listen(128)
-    os.rename(f"{payload['socket']}~", payload["socket"])
+    Path(f"{payload['socket']}~").rename(payload["socket"])
     # warnings only: no request is in the log
     config = uvicorn.Config(
         guarded(app, payload["key"], payload["name"]),
