@@ -14,6 +14,7 @@ from pkuslurm.doctor import interpreter, machine
 from pkuslurm.doctor.check import Check
 from pkuslurm.doctor.interpreter import Python
 from pkuslurm.paths import PACKAGE
+from pkuslurm.payload.bytecode import PLACES
 
 NEEDED = ("hydra-core", "omegaconf", "submitit", "rich", "PyYAML")
 TRAINING = ("llamafactory", "torch", "torch-npu", "transformers", "peft", "datasets", "accelerate", "trl")
@@ -72,7 +73,8 @@ def _bytecode(python: Python, environ: Mapping[str, str]) -> Check:
     folder = next((path for path in python.path if Path(path, "llamafactory").is_dir()), python.prefix)
     remedy = f"{shlex.quote(python.program)} -m compileall -q -j 0 {shlex.quote(folder)}"
     if not os.access(folder, os.W_OK):
-        remedy = f"ask its owner for: {remedy}; or set PYTHONPYCACHEPREFIX to a folder on a local disk"
+        kept = f"{folder} cannot be written: each node's first job compiles the others, some 9 s, into {PLACES[0]}"
+        return Check("bytecode", True, f"{detail}; {kept}", f"to spare the nodes that, ask its owner for: {remedy}")
     return Check("bytecode", False, f"{detail}: every rank compiles the others at each start, some 9 s", remedy)
 
 

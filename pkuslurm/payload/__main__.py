@@ -1,4 +1,4 @@
-"""``python /…/payload/__main__.py KIND JOBFILE``: the entry of every job's own program.
+"""``python /…/payload/__main__.py [prefork OPTIONS] KIND JOBFILE``: the entry of every job's own program.
 
 Started by path, maybe by a Python that does not have pkuslurm: so this folder becomes a package of its own.
 """
@@ -13,11 +13,15 @@ import sys
 from pathlib import Path
 
 PACKAGE = "pkuslurm_payload"
-KINDS = ("prepare", "train", "merge", "infer")
+KINDS = ("prepare", "train", "merge", "infer", "serve")
 
 
 def main(argv: list[str]) -> None:
     """Run one payload. Exits 2 on a wrong command line; what else goes wrong is the payload's own to say."""
+    _register(Path(__file__).resolve().parent)
+    importlib.import_module(f"{PACKAGE}.bytecode").keep(os.environ)
+    if argv[:1] == ["prefork"]:
+        argv = importlib.import_module(f"{PACKAGE}.prefork").fork(argv[1:])  # from here on this is one of the ranks
     if len(argv) != 2 or argv[0] not in KINDS:
         print(f"pkuslurm: wanted {'|'.join(KINDS)} and a job file, got {argv}", file=sys.stderr)
         raise SystemExit(2)
@@ -27,7 +31,6 @@ def main(argv: list[str]) -> None:
     except (OSError, ValueError) as error:
         print(f"pkuslurm: the job file {file} cannot be read: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    _register(Path(__file__).resolve().parent)
     mode = Path(file).parent.stat().st_mode
     # what LLaMA-Factory writes is the group's, too; what prepare makes is the cache's, which has modes of its own
     if kind != "prepare" and importlib.import_module(f"{PACKAGE}.files").is_shared(mode):

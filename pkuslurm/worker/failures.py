@@ -154,7 +154,7 @@ def first(failures: Iterable[Failure]) -> Failure | None:
 
 
 def named_by_torchrun(text: str, rank_offset: int) -> tuple[int, int] | None:
-    """Rank and exit code that torchrun's ``failed (exitcode: …)`` in a node's log names.
+    """Rank and exit code that torchrun's ``failed (exitcode: …)``, or prefork's, in a node's log names.
 
     ``rank_offset`` is the global rank of the node's local rank 0.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import select
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from pkuslurm.worker.guard import VARIABLE, Guard
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
+# what a forked rank calls itself (payload/ranks.py): its environment is not to be seen from outside
+_FORKED_RANK = re.compile(r"pku-rank-(\d+)")
 
 TERM_SECONDS = 3.0
 KILL_SECONDS = 10.0
@@ -40,6 +43,7 @@ class Process:
     zombie: bool
     wait_status: int
     state: str = ""
+    name: str = ""
 
 
 def look(pid: int) -> Process | None:
@@ -49,8 +53,9 @@ def look(pid: int) -> Process | None:
     except OSError:
         return None
     # the name in parentheses may hold spaces and parentheses
-    fields = text.rpartition(")")[2].split()
-    return Process(pid, int(fields[1]), int(fields[19]), fields[0] in "ZX", int(fields[49]), fields[0])
+    head, _, tail = text.rpartition(")")
+    fields, name = tail.split(), head.partition("(")[2]
+    return Process(pid, int(fields[1]), int(fields[19]), fields[0] in "ZX", int(fields[49]), fields[0], name)
 
 
 def alive(pid: int, start: int) -> bool:
@@ -191,7 +196,7 @@ class Death:
 
 
 class RankWatch:
-    """Sees how each rank ends, although they are torchrun's children.
+    """Sees how each rank ends, although they are the launcher's children.
 
     torchrun says nothing before it has ended the other ranks, which takes up to 30 s. A pidfd wakes the
     worker at once, while the dead rank is still a zombie whose exit code /proc shows; without pidfds
@@ -244,13 +249,14 @@ class RankWatch:
         return [(rank, words[one.state]) for rank, one in states if one is not None and one.state in words]
 
     def _scan(self) -> None:
-        """Find the ranks: the topmost processes that have a LOCAL_RANK (their own children inherit it)."""
+        """Find the ranks: the topmost processes that have a LOCAL_RANK, or call themselves one (their own children
+        inherit either)."""
         below: set[int] = set()
         for process in descendants(os.getpid()):
             key = (process.pid, process.start)
             if process.parent in below or key in self._ranks or key in self._ended:
                 below.add(process.pid)
-            elif (rank := _rank_of(process.pid)) is not None:
+            elif (rank := _rank_of(process)) is not None:
                 below.add(process.pid)
                 self._ranks[key] = rank
                 self._watch(process.pid, key)
@@ -269,10 +275,12 @@ class RankWatch:
         self._poller.register(descriptor, select.POLLIN)
 
 
-def _rank_of(pid: int) -> int | None:
-    """RANK of a process that has LOCAL_RANK too; None for all others, and while it is not readable."""
+def _rank_of(process: Process) -> int | None:
+    """By its name, or RANK of a process that has LOCAL_RANK too; None for all others, and while it is not readable."""
+    if named := _FORKED_RANK.fullmatch(process.name):
+        return int(named[1])
     try:
-        block = Path(f"/proc/{pid}/environ").read_bytes()
+        block = Path(f"/proc/{process.pid}/environ").read_bytes()
     except OSError:
         return None
     words = dict(word.split(b"=", 1) for word in block.split(b"\0") if b"=" in word)

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def fork(argv: list[str]) -> None:
-    """By the real launcher, with nothing to import beforehand; returns in each node's first rank, the others are done."""
+    """By the real launcher, with nothing to import beforehand; returns in each node's first rank, the rest is done."""
     at = argv.index("prefork")
     sys.path.insert(0, str(Path(argv[at - 1]).parents[2]))
     from pkuslurm.payload import prefork

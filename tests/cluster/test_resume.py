@@ -32,6 +32,10 @@ from tests.cluster.runs import (
 KINDS = ("prepare", "train", "merge", "infer", "report")
 ALL = dict.fromkeys(KINDS, "COMPLETED")
 STEPS = "cluster.env.STANDIN_TRAIN=steps:40"
+LAUNCHERS = ("cluster.launcher=prefork", "cluster.launcher=torchrun")
+BOTH = pytest.mark.parametrize("launcher", LAUNCHERS)
+# the other one with `make test-faults`
+EITHER = pytest.mark.parametrize("launcher", [LAUNCHERS[0], pytest.param(LAUNCHERS[1], marks=pytest.mark.faults)])
 
 
 @pytest.fixture(autouse=True)
@@ -93,9 +97,13 @@ def decision(run: Path) -> dict[str, Any]:
 
 
 def ranks(slurm: Cluster, node: str) -> list[int]:
-    """The stand-in's ranks on a node (the processes below what plays torchrun)."""
-    there = in_netns(slurm.layout.netns(node))
-    return [pid for pid in pids() if there(pid) and b"LOCAL_RANK=" in Path(f"/proc/{pid}/environ").read_bytes()]
+    """The stand-in's ranks on a node: below what plays torchrun by their environment, below prefork by their names."""
+    there, found = in_netns(slurm.layout.netns(node)), []
+    for pid in filter(there, pids()):
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
+        if name.startswith("pku-rank-") or b"LOCAL_RANK=" in Path(f"/proc/{pid}/environ").read_bytes():
+            found.append(pid)
+    return found
 
 
 def test_warned_before_its_time_limit_again_and_again(slurm: Cluster) -> None:
@@ -112,9 +120,10 @@ def test_warned_before_its_time_limit_again_and_again(slurm: Cluster) -> None:
     assert [one["attempt"] for one in decision(run)["history"]] == list(range(1, train["attempt"] + 1))
 
 
-def test_a_warning_where_nothing_can_be_requeued(slurm: Cluster) -> None:
+@EITHER
+def test_a_warning_where_nothing_can_be_requeued(slurm: Cluster, launcher: str) -> None:
     """No scontrol on the nodes: TIMEOUT, with the line to type; retry goes on."""
-    run = launched(slurm, STEPS, without_scontrol(slurm))
+    run = launched(slurm, STEPS, launcher, without_scontrol(slurm))
     at_step(slurm, run, 7)
     slurm.run("pkalice", ["scancel", "-s", "USR2", train_id(run)])
     found = ended(slurm, run)
@@ -128,8 +137,9 @@ def test_a_warning_where_nothing_can_be_requeued(slurm: Cluster) -> None:
     once_each(run)
 
 
-def test_who_waits_goes_on_by_itself(slurm: Cluster) -> None:
-    arguments = command(slurm, STEPS, without_scontrol(slurm), "wait=true", "cluster.poll_seconds=1")
+@EITHER
+def test_who_waits_goes_on_by_itself(slurm: Cluster, launcher: str) -> None:
+    arguments = command(slurm, STEPS, launcher, without_scontrol(slurm), "wait=true", "cluster.poll_seconds=1")
     launcher = slurm.start("pkalice", arguments)
     run = newest(slurm)
     at_step(slurm, run, 7)
@@ -141,9 +151,10 @@ def test_who_waits_goes_on_by_itself(slurm: Cluster) -> None:
     once_each(run)
 
 
-def test_preempted_within_a_short_grace(slurm: Cluster) -> None:
+@EITHER
+def test_preempted_within_a_short_grace(slurm: Cluster, launcher: str) -> None:
     """Slurm starts it again by itself, if it has not ended by itself before."""
-    run = launched(slurm, STEPS, "cluster.jobs.train={partition: low, exclusive: true}")
+    run = launched(slurm, STEPS, launcher, "cluster.jobs.train={partition: low, exclusive: true}")
     at_step(slurm, run, 7)
     slurm.run("pkbob", ["sbatch", "-N4", "--exclusive", "--wrap", "sleep 3"])
     found = ended(slurm, run, seconds=120)
@@ -152,8 +163,9 @@ def test_preempted_within_a_short_grace(slurm: Cluster) -> None:
     once_each(run)
 
 
-def test_scancel_keeps_what_was_done(slurm: Cluster) -> None:
-    run = launched(slurm, STEPS)
+@BOTH
+def test_scancel_keeps_what_was_done(slurm: Cluster, launcher: str) -> None:
+    run = launched(slurm, STEPS, launcher)
     at_step(slurm, run, 7)
     began = time.monotonic()
     slurm.run("pkalice", ["scancel", train_id(run)])
@@ -165,8 +177,9 @@ def test_scancel_keeps_what_was_done(slurm: Cluster) -> None:
     once_each(run)
 
 
-def test_a_rank_that_hangs_is_named_and_gone_on_without(slurm: Cluster) -> None:
-    run = launched(slurm, STEPS, "resume.hang_minutes=0.1")
+@EITHER
+def test_a_rank_that_hangs_is_named_and_gone_on_without(slurm: Cluster, launcher: str) -> None:
+    run = launched(slurm, STEPS, launcher, "resume.hang_minutes=0.1")
     at_step(slurm, run, 12)
     second = job(status(slurm, run), "train")["nodes"][1]
     (rank,) = ranks(slurm, second)
@@ -182,8 +195,9 @@ def test_a_rank_that_hangs_is_named_and_gone_on_without(slurm: Cluster) -> None:
     assert done[-1] == 40 and sorted(set(done)) == list(range(1, 41))
 
 
-def test_a_rank_that_dies_is_named_and_not_gone_on_with(slurm: Cluster) -> None:
-    run = launched(slurm, STEPS)
+@BOTH
+def test_a_rank_that_dies_is_named_and_not_gone_on_with(slurm: Cluster, launcher: str) -> None:
+    run = launched(slurm, STEPS, launcher)
     found = at_step(slurm, run, 7)
     second = job(found, "train")["nodes"][1]
     (rank,) = ranks(slurm, second)
@@ -198,9 +212,10 @@ def test_a_rank_that_dies_is_named_and_not_gone_on_with(slurm: Cluster) -> None:
     assert decision(run)["checkpoint"].endswith("checkpoint-5")
 
 
-def test_a_node_that_goes_away(slurm: Cluster) -> None:
+@EITHER
+def test_a_node_that_goes_away(slurm: Cluster, launcher: str) -> None:
     """The power of the second node fails; the first sees its connections close and has the job started again."""
-    run = launched(slurm, STEPS)
+    run = launched(slurm, STEPS, launcher)
     found = at_step(slurm, run, 7)
     second = job(found, "train")["nodes"][1]
     faults.node_kill(slurm.layout, second)
@@ -223,9 +238,10 @@ def test_a_finished_job_that_is_requeued(slurm: Cluster) -> None:
     assert states(status(slurm, run)) == ALL
 
 
-def test_often_enough(slurm: Cluster) -> None:
+@EITHER
+def test_often_enough(slurm: Cluster, launcher: str) -> None:
     """max_attempts, and two attempts that came no further."""
-    run = launched(slurm, STEPS, "resume.max_attempts=2")
+    run = launched(slurm, STEPS, launcher, "resume.max_attempts=2")
     for attempt in (1, 2):
         at_step(slurm, run, 0, attempt)
         slurm.run("pkalice", ["scancel", "-s", "USR2", train_id(run)])
