@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pkuslurm.payload import merge, models
+from pkuslurm.payload import export, merge, merge_files, models
 from tests.payload import small_models
 from tests.payload.small_models import KINDS, Flow, merge_job, start
 
@@ -59,7 +59,11 @@ def test_every_tensor_is_proved(flows: dict[str, Flow], kind: str) -> None:
     assert facts["dtype"] == {"llama": "bfloat16", "qwen2": "float32"}[kind]
     assert facts["bytes"] == sum(len(content) for content in tree(flow.merged).values())
     assert facts["versions"]["llamafactory"]
-    assert set(facts["seconds"]) >= {"import", "export", "proof", "load"}
+    assert set(facts["seconds"]) >= {"stream", "proof"}
+    assert facts["way"] == "stream"
+    assert [file.name for file in models.weight_files(flow.merged)] == [
+        file.name for file in models.weight_files(flow.base)
+    ]
 
 
 @pytest.mark.real
@@ -68,7 +72,7 @@ def test_the_tokenizer_is_the_base_s_byte_for_byte(flows: dict[str, Flow], kind:
     flow = flows[kind]
     names = flow.result("merge")["tokenizer_files"]
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= set(names)
-    assert [file.name for file in merge.tokenizer_files(flow.merged)] == names
+    assert [file.name for file in merge_files.tokenizer_files(flow.merged)] == names
     for name in names:
         assert (flow.merged / name).read_bytes() == (flow.base / name).read_bytes()
 
@@ -175,20 +179,24 @@ def test_a_tampered_merge_is_not_proved(flows: dict[str, Flow], tmp_path: Path) 
     flow = flows["llama"]
     folder = tmp_path / "merged"
     shutil.copytree(flow.merged, folder)
-    assert merge._prove(flow.base, flow.adapter, folder, "cpu", False).equal == 20
+    whole = {name: tensor for file in models.weight_files(folder) for name, tensor in load_file(file).items()}
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    assert export._prove(flow.base, flow.adapter, folder, "cpu", False).equal == 20
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     tensors[name][5, 5] += 0.25
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(models.Unequal, match=f"{name}.*1 of 20"):
-        merge._prove(flow.base, flow.adapter, folder, "cpu", False)
+        export._prove(flow.base, flow.adapter, folder, "cpu", False)
     # the base alone in place of the merged model
     with pytest.raises(models.Unequal, match="14 of 20"):
-        merge._prove(flow.base, flow.adapter, flow.base, "cpu", False)
+        export._prove(flow.base, flow.adapter, flow.base, "cpu", False)
     del tensors[name]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(models.Unequal, match=f"{name} is missing"):
-        merge._prove(flow.base, flow.adapter, folder, "cpu", False)
+        export._prove(flow.base, flow.adapter, folder, "cpu", False)
     with pytest.raises(models.Unequal, match=f"{name} is missing"):
         models.load_whole(folder)
 
@@ -205,11 +213,11 @@ def test_every_adapter_tensor_is_used(flows: dict[str, Flow], tmp_path: Path) ->
     more = name.replace("layers.0", "layers.7")
     save_file(tensors | {more: tensors[name].clone()}, adapter / "adapter_model.safetensors")
     with pytest.raises(models.Unequal, match=f"{more} is not used"):
-        merge._prove(flow.base, adapter, flow.merged, "cpu", False)
+        export._prove(flow.base, adapter, flow.merged, "cpu", False)
     del tensors[name]
     save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(models.Unequal, match=f"{name} is missing"):
-        merge._prove(flow.base, adapter, flow.merged, "cpu", False)
+        export._prove(flow.base, adapter, flow.merged, "cpu", False)
 
 
 # --- a merge that ends early
@@ -273,7 +281,7 @@ def test_killed_between_the_two_renames(tmp_path: Path) -> None:
     (tmp_path / ".merged.old-1").mkdir()
     (tmp_path / ".merged.old-1" / "old").write_bytes(b"old")
     (tmp_path / ".merged.tmp-1").mkdir()
-    merge.clean(tmp_path / "merged")
+    merge_files.clean(tmp_path / "merged")
     assert tree(tmp_path) == {"merged/old": b"old"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["merged"]
 
@@ -283,7 +291,7 @@ def test_a_failed_rename_puts_the_old_one_back(tmp_path: Path) -> None:
     merged.mkdir()
     (merged / "old").write_bytes(b"old")
     with pytest.raises(OSError):
-        merge.swap(tmp_path / ".merged.tmp-absent", merged)
+        merge_files.swap(tmp_path / ".merged.tmp-absent", merged)
     assert tree(tmp_path) == {"merged/old": b"old"}
 
 
@@ -330,8 +338,8 @@ def test_a_tied_embedding_in_the_adapter_is_refused(flows: dict[str, Flow], tmp_
     name = "base_model.model.lm_head.lora_A.weight"
     save_file({name: torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(SystemExit):
-        merge._refuse_tied(flows["llama"].base, tmp_path)
-    merge._refuse_tied(flows["qwen2"].base, tmp_path)
+        export.refuse_tied(flows["llama"].base, tmp_path)
+    export.refuse_tied(flows["qwen2"].base, tmp_path)
 
 
 # --- the parts
@@ -342,7 +350,7 @@ def test_export_args(folders: tuple[Path, Path], tmp_path: Path) -> None:
     given = {"export_device": "auto", "export_dir": "/elsewhere", "export_legacy_format": True, "export_size": 2}
     kept = dict(given)
     (base / "config.json").write_text('{"torch_dtype": "float32"}')
-    made = merge.export_args(given, base, adapter, tmp_path, accelerator=False)
+    made = export.export_args(given, base, adapter, tmp_path, accelerator=False)
     assert given == kept
     assert made["export_device"] == "cpu"
     assert made["infer_dtype"] == "float32"
@@ -350,11 +358,11 @@ def test_export_args(folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert made["export_legacy_format"] is False
     assert made["export_size"] == 2
     # LLaMA-Factory decides where there is an accelerator, unless the export is on CPU
-    assert "infer_dtype" not in merge.export_args(given, base, adapter, tmp_path, accelerator=True)
+    assert "infer_dtype" not in export.export_args(given, base, adapter, tmp_path, accelerator=True)
     on_cpu = given | {"export_device": "cpu"}
-    assert merge.export_args(on_cpu, base, adapter, tmp_path, accelerator=True)["infer_dtype"] == "float32"
+    assert export.export_args(on_cpu, base, adapter, tmp_path, accelerator=True)["infer_dtype"] == "float32"
     asked = on_cpu | {"infer_dtype": "bfloat16"}
-    assert merge.export_args(asked, base, adapter, tmp_path, accelerator=True)["infer_dtype"] == "bfloat16"
+    assert export.export_args(asked, base, adapter, tmp_path, accelerator=True)["infer_dtype"] == "bfloat16"
 
 
 def test_put_tokenizer(tmp_path: Path) -> None:
@@ -365,10 +373,10 @@ def test_put_tokenizer(tmp_path: Path) -> None:
     (base / "vocab.json").write_bytes(b"base")
     for name in ("tokenizer.json", "vocab.json", "chat_template.jinja", "generation_config.json", "config.json"):
         (folder / name).write_bytes(b"exported")
-    assert merge.put_tokenizer(base, folder) == "template"
+    assert merge_files.put_tokenizer(base, folder) == "template"
     assert tree(folder) == tree(base) | {"chat_template.jinja": b"exported", "config.json": b"exported"}
     (base / "tokenizer_config.json").write_text('{"chat_template": "x"}')
-    assert merge.put_tokenizer(base, folder) == "base"
+    assert merge_files.put_tokenizer(base, folder) == "base"
     assert tree(folder) == tree(base) | {"config.json": b"exported"}
 
 
@@ -383,14 +391,14 @@ def test_put_config(tmp_path: Path) -> None:
     new = {"model_type": "llama", "rope_parameters": rope, "dtype": "bfloat16", "tie_word_embeddings": False}
     (base / "config.json").write_text(json.dumps(old))
     (folder / "config.json").write_text(json.dumps(new))
-    assert merge.put_config(base, folder, False) == "base"
+    assert merge_files.put_config(base, folder, False) == "base"
     assert tree(folder) == tree(base)
     (folder / "config.json").write_text(json.dumps(new | {"dtype": "float32"}))
-    assert merge.put_config(base, folder, False) == "base"
+    assert merge_files.put_config(base, folder, False) == "base"
     assert json.loads((folder / "config.json").read_text()) == old | {"torch_dtype": "float32"}
     changed = json.dumps(new | {"vocab_size": 7})
     (folder / "config.json").write_text(changed)
-    assert merge.put_config(base, folder, False) == "export"
+    assert merge_files.put_config(base, folder, False) == "export"
     assert (folder / "config.json").read_text() == changed
 
 
@@ -401,7 +409,7 @@ def test_link_falls_back_to_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError("no links here")
 
     monkeypatch.setattr("os.link", no_link)
-    merge.link(tmp_path / "a", tmp_path / "b")
+    merge_files.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"1"
     assert not (tmp_path / "b").samefile(tmp_path / "a")
 
