@@ -38,18 +38,19 @@ class Here:
         return words[2] if len(words) == 4 else self.host
 
     @property
-    def ssh_port(self) -> str:
+    def login(self) -> list[str]:
+        """What ssh is told to get here."""
         words = self.environ.get("SSH_CONNECTION", "").split()
-        return words[3] if len(words) == 4 else "22"
+        port = ["-p", words[3]] if len(words) == 4 and words[3] != "22" else []
+        return [*port, f"{self.user}@{self.address}"]
 
 
 def tunnel(endpoint: Endpoint, here: Here) -> str | None:
     """The ssh command for one's own computer; None where the models answer on it."""
     if is_loopback(endpoint.host) and not here.remote:
         return None
-    port = [] if here.ssh_port == "22" else ["-p", here.ssh_port]
     forward = f"{endpoint.port}:{endpoint.host}:{endpoint.port}"
-    return shlex.join(["ssh", "-N", *port, "-L", forward, f"{here.user}@{here.address}"])
+    return shlex.join(["ssh", "-N", "-L", forward, *here.login])
 
 
 def document(endpoint: Endpoint, key_file: Path, here: Here) -> dict[str, Any]:
@@ -66,33 +67,41 @@ def document(endpoint: Endpoint, key_file: Path, here: Here) -> dict[str, Any]:
 def lines(endpoint: Endpoint, key_file: Path, merged: Path, run_id: str, here: Here) -> list[str]:
     """The same for people, with what other programs want to be told."""
     through = tunnel(endpoint, here)
-    near = endpoint if through is None else None
-    page = near.page_url if near else f"http://127.0.0.1:{endpoint.port}/"
-    key = f'"$(cat {shlex.quote(str(key_file))})"'
-    host = endpoint.host if near else "127.0.0.1"
-    rows = [("page", f"{page}   (any name; the password is the key)")]
-    if template := here.environ.get("VSCODE_PROXY_URI"):  # code-server, as PKU's platform has it
-        rows.append(("code-server", template.replace("{{port}}", str(endpoint.port))))
-    rows += [
-        ("key", f"cat {shlex.quote(str(key_file))}"),
-        ("terminal", f"{here.command} chat {shlex.quote(run_id)}"),
-    ]
+    cat = f"cat {shlex.quote(str(key_file))}"
+    # what is typed here, and what on one's own computer, where neither the node's address nor the key's file is
+    key = f'"$({cat})"'
+    page, there = endpoint.page_url, key
     if through is not None:
-        rows.append(("tunnel", f"{through}   (first, on your own computer)"))
+        page = f"http://127.0.0.1:{endpoint.port}/"
+        there = f'"$({shlex.join(["ssh", *here.login, cat])})"'
+    rows = [("page", f"{page}   (any name; the password is the key)")]
+    template = here.environ.get(
+        "VSCODE_PROXY_URI"
+    )  # code-server, as PKU's platform has it: leads to its own node alone
+    if template and is_loopback(endpoint.host):
+        rows.append(("code-server", template.replace("{{port}}", str(endpoint.port))))
+    rows += [("key", cat), ("terminal", f"{here.command} chat {shlex.quote(run_id)}")]
+    if through is not None:
+        rows.append(("tunnel", f"{through}   (on your own computer, first; the lines below are for there)"))
+        rows.append(("OpenAI, here", _openai(endpoint.base_url, key, endpoint.host)))
     rows += [
-        ("OpenAI", f"export OPENAI_BASE_URL={page}v1 OPENAI_API_KEY={key} NO_PROXY={host}"),
-        ("NextChat", f"BASE_URL={page} OPENAI_API_KEY={key} CUSTOM_MODELS=-all,{_plus(endpoint)}"),
-        ("Open WebUI", f"OPENAI_API_BASE_URL={page}v1 OPENAI_API_KEY={key}"),
+        ("OpenAI", _openai(f"{page}v1", there, "127.0.0.1")),
+        ("NextChat", f"BASE_URL={page} OPENAI_API_KEY={there} CUSTOM_MODELS=-all,{_plus(endpoint)}"),
+        ("Open WebUI", f"OPENAI_API_BASE_URL={page}v1 OPENAI_API_KEY={there}"),
     ]
     if any(here.environ.get(name) for name in SCOW):
         rows.append(("SCOW NextChat", f"挂载点 {merged}   环境变量 SCOW_AI_MODEL_PATH={merged}"))
     return [safe(line) for line in aligned(rows)]
 
 
+def _openai(url: str, key: str, host: str) -> str:
+    return f'export OPENAI_BASE_URL={url} OPENAI_API_KEY={key} NO_PROXY="$NO_PROXY,{host}"'
+
+
 def headline(endpoint: Endpoint, run_id: str) -> str:
     """Which models answer where, and until when."""
     until = f", until {endpoint.ends.replace('T', ' ')[:16]} (the job's time limit)" if endpoint.ends else ""
-    idle = f", or {endpoint.idle_minutes:g} minutes without a question" if endpoint.idle_minutes else ""
+    idle = f"; it ends after {endpoint.idle_minutes:g} minutes without a question" if endpoint.idle_minutes else ""
     return safe(f"{run_id}: {', '.join(endpoint.models)} answer on {endpoint.node} ({endpoint.engine}){until}{idle}")
 
 

@@ -6,17 +6,17 @@ import argparse
 import getpass
 import json
 import os
-import secrets
 import shlex
 import socket
 import sys
 import time
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pkuslurm import reach
+from pkuslurm import keys, reach
 from pkuslurm.again import recompose
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.plan.inputs import Inputs, Prompt
@@ -24,14 +24,14 @@ from pkuslurm.plan.plan import serving
 from pkuslurm.preflight.resolve import interpreter
 from pkuslurm.preflight.slurm import check_slurm
 from pkuslurm.read import endpoint as endpoints
-from pkuslurm.read import find, proof, pruned, status
+from pkuslurm.read import proof, pruned, status
 from pkuslurm.read.closing import python
 from pkuslurm.read.endpoint import Endpoint
 from pkuslurm.read.rules import ENDED
 from pkuslurm.read.text import safe
 from pkuslurm.render.render import render_serve
 from pkuslurm.retry import renew, set_apart
-from pkuslurm.rundir import RunDir, read_json, write_json, write_text
+from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.submit.attempt_numbers import next_attempt
 from pkuslurm.submit.local import check_owner, launcher_of, run_jobs
 from pkuslurm.worker import marker
@@ -46,23 +46,34 @@ LOOK_SECONDS, ASK_SECONDS = 0.5, 5.0
 
 def serve(run: RunDir, settings: Sequence[str], as_json: bool) -> int:
     """Start the run's endpoint, say how it is reached. Here it goes on until it is stopped. Returns the exit code."""
+    from pkuslurm.submit.alone import check_place
+
     check_owner(run)
-    on_slurm = (read_json(run.run_json) or {}).get("executor") == "slurm"
+    check_place(run)
+    document = read_json(run.run_json) or {}
     teller = _Teller(run, as_json)
     if (there := _answering(run)) is not None:
+        if settings:
+            raise PkuslurmError(f"{run.run_id}: it is served already; for other settings cancel that first")
         teller.tell(there)
         return 0
-    if not on_slurm and (running := launcher_of(run, read_json(run.run_json) or {})) is not None:
+    on_slurm = document.get("executor") == "slurm"
+    if not on_slurm and (running := launcher_of(run, document)) is not None:
         raise PkuslurmError(f"{run.run_id}: it is being worked on (pid {running[0]}); wait, or cancel it first")
-    job = _job(run, settings)
-    _make_key(teller.key_file)
-    job["payload"]["key_file"] = str(teller.key_file)
+    job = _job(run, settings, teller.key_file)
     if on_slurm:
         return _on_slurm(run, job, teller)
+    ours: list[Path] = []
+
+    def begin() -> None:
+        _begin(run, job)
+        ours.append(teller.key_file)
+
     try:
-        return run_jobs(run, (KIND,), _Watcher(run, teller), begin=lambda: _begin(run, job))
+        return run_jobs(run, (KIND,), _Watcher(run, teller), begin)
     finally:
-        teller.key_file.unlink(missing_ok=True)
+        for file in ours:  # not the key of another one, who was quicker
+            file.unlink(missing_ok=True)
 
 
 def chat(run: RunDir | None, arguments: argparse.Namespace) -> int:
@@ -71,7 +82,7 @@ def chat(run: RunDir | None, arguments: argparse.Namespace) -> int:
 
     if arguments.url is not None:
         place = arguments.key_file or "$OPENAI_API_KEY"
-        server = terminal.Server(_v1(arguments.url), _given_key(arguments.key_file), place)
+        server = terminal.Server(_v1(arguments.url), keys.given(arguments.key_file), place)
         return terminal.talk(server, terminal.models(server))
     assert run is not None
     check_owner(run)  # the key would be sent to wherever another user's files say
@@ -80,25 +91,20 @@ def chat(run: RunDir | None, arguments: argparse.Namespace) -> int:
         raise PkuslurmError(
             f"{run.run_id}: nothing answers for it now; in another terminal: {COMMAND} serve {run.run_id}"
         )
-    file = Path(arguments.key_file) if arguments.key_file else key_file(run, os.environ)
-    return terminal.main(there, _read_key(file), run.run_id, str(file))
+    file = Path(arguments.key_file) if arguments.key_file else keys.file_of(run, os.environ)
+    return terminal.main(there, keys.read(file), run.run_id, str(file))
 
 
 def _v1(url: str) -> str:
     """An endpoint's URL, also where the page's was given."""
-    if not url.startswith(("http://", "https://")):
-        raise PkuslurmError(f"--url {url}: it begins with http:// or https://, as in http://127.0.0.1:8000/v1")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in url
+    except ValueError:  # a port that is none
+        good = False
+    if not good:
+        raise PkuslurmError(f"--url {url}: no URL of an endpoint, such as http://127.0.0.1:8000/v1")
     return url.rstrip("/") if url.rstrip("/").endswith("/v1") else url.rstrip("/") + "/v1"
-
-
-def key_file(run: RunDir, environ: Mapping[str, str]) -> Path:
-    """Where the key of ``run``'s endpoint is kept: in the user's state directory, never in the run's."""
-    listed = find.state_file(environ)
-    if listed is None:
-        raise PkuslurmError(
-            "HOME: it is not set, so there is no place for the endpoint's key; set it, or XDG_STATE_HOME"
-        )
-    return listed.parent / "keys" / f"{run.run_id.replace('/', '-')}.key"
 
 
 class _Teller:
@@ -106,7 +112,7 @@ class _Teller:
 
     def __init__(self, run: RunDir, as_json: bool) -> None:
         self.run = run
-        self.key_file = key_file(run, os.environ)
+        self.key_file = keys.file_of(run, os.environ)
         self.as_json = as_json or not sys.stdout.isatty()
         self.told = False
 
@@ -115,7 +121,10 @@ class _Teller:
         here = reach.Here(getpass.getuser(), socket.getfqdn(), os.environ, COMMAND)
         merged = Path(_tuned(self.run) or self.run.merged)
         if self.as_json:
-            print(json.dumps(reach.document(there, self.key_file, here), ensure_ascii=False), flush=True)
+            try:
+                print(json.dumps(reach.document(there, self.key_file, here), ensure_ascii=False), flush=True)
+            except OSError as error:  # nobody reads it: the models answer all the same
+                say(f"stdout: {error.strerror}; what it would have said stands here")
         say(reach.headline(there, self.run.run_id))
         for line in reach.lines(there, self.key_file, merged, self.run.run_id, here):
             say(f"  {line}")
@@ -167,7 +176,7 @@ def _answering(run: RunDir) -> Endpoint | None:
     return endpoints.read(run, status.read(run.path).jobs)
 
 
-def _job(run: RunDir, settings: Sequence[str]) -> dict[str, Any]:
+def _job(run: RunDir, settings: Sequence[str], key: Path) -> dict[str, Any]:
     """jobs/serve.json for the next attempt. Raises PkuslurmError for what cannot be served, or a wrong setting."""
     full = [item if "." in item.partition("=")[0] else f"{KIND}.{item}" for item in settings]
     for item in full:
@@ -175,6 +184,11 @@ def _job(run: RunDir, settings: Sequence[str]) -> dict[str, Any]:
             raise PkuslurmError(f"{item}: only serve.…, cluster.… and container.… can be said here")
     asked = _asked(run)
     config = recompose(run, full).config
+    launched = (read_json(run.run_json) or {}).get("executor")
+    if config.cluster.executor != launched:
+        raise PkuslurmError(
+            f"cluster.executor={config.cluster.executor}: this run's are {launched}; it is served where it was made"
+        )
     inputs = Inputs(
         model_path=asked["tuned"] if "merge" not in config.pipeline.jobs else asked["base"],
         template=asked["template"],
@@ -190,7 +204,7 @@ def _job(run: RunDir, settings: Sequence[str]) -> dict[str, Any]:
     plan = serving(config)
     if config.cluster.executor == "slurm":
         check_slurm(plan)
-    job = render_serve(plan, inputs, run, sys.executable, "")
+    job = render_serve(plan, inputs, run, sys.executable, str(key))
     return job | {"first_attempt": next_attempt(run, KIND) if run.job(KIND).exists() else 1}
 
 
@@ -198,24 +212,22 @@ def _asked(run: RunDir) -> Mapping[str, Any]:
     """What the run's infer job asks, or would; refused where there is no whole model to be served."""
     infer = (read_json(run.job("infer")) or {}).get("payload")
     merge = read_json(run.job("merge"))
-    if merge is not None:
-        gone = pruned.read(run)
-        if marker.doubt(run, run.run_id, "merge") is not None:
-            had = proof.marker_of(run, run.run_id, "merge", gone)[0] is not None
-            why = "its merged model was pruned" if had else "merge is not complete"
-            hint = f"pkuslurm {'merge' if had else 'retry'} {run.run_id}"
-            raise PkuslurmError(f"{run.run_id}: {why}; first: {hint}")
-        if infer is None:
-            payload = merge["payload"]
-            template = (read_json(run.job("train")) or {}).get("payload", {}).get("template")
-            return {"base": payload["base"], "tuned": payload["merged"], "template": template or _template(run)}
+    if merge is not None and marker.doubt(run, run.run_id, "merge") is not None:
+        had = proof.marker_of(run, run.run_id, "merge", pruned.read(run))[0] is not None
+        why = "its merged model was pruned" if had else "merge is not complete"
+        raise PkuslurmError(f"{run.run_id}: {why}; first: pkuslurm {'merge' if had else 'retry'} {run.run_id}")
+    if infer is None and merge is not None:
+        payload = merge["payload"]
+        infer = {"base": payload["base"], "tuned": payload["merged"], "template": _template(run)}
     if infer is None:
         raise PkuslurmError(f"{run.run_id}: it makes no whole model; launch one with pipeline=train_merge or full")
     if infer.get("tuned_adapter"):
         raise PkuslurmError(f"{run.run_id}: an adapter over a model is asked, not served; merge it first")
-    for name in ("base", "tuned"):
-        if infer.get(name) and not Path(infer[name], "config.json").is_file():
-            raise PkuslurmError(f"{run.run_id}: its {name} model {infer[name]} is not there any more")
+    if not Path(infer["tuned"], "config.json").is_file():
+        raise PkuslurmError(f"{run.run_id}: its model {infer['tuned']} is not there any more; put it back")
+    if infer.get("base") and not Path(infer["base"], "config.json").is_file():
+        say(safe(f"the base model {infer['base']} is not there any more: tuned answers alone"))
+        infer = {**infer, "base": None}
     return dict(infer)
 
 
@@ -233,9 +245,10 @@ def _template(run: RunDir) -> str:
 
 
 def _begin(run: RunDir, job: Mapping[str, Any]) -> None:
-    """The run's files for the next attempt; run.json learns of the job the first time."""
+    """The run's files for the next attempt, once nobody else is at it: who is would lose its key."""
     run.done(KIND).unlink(missing_ok=True)
     run.endpoint.unlink(missing_ok=True)
+    keys.make(Path(job["payload"]["key_file"]))
     write_json(run.job(KIND), job)
 
 
@@ -291,29 +304,3 @@ def _wait(run: RunDir, teller: _Teller) -> int:
         deadline = time.monotonic() + ASK_SECONDS
         while time.monotonic() < deadline and _published(run) is None:
             time.sleep(LOOK_SECONDS)
-
-
-def _make_key(file: Path) -> None:
-    """A new key, for this user's eyes alone; no other process of the machine sees it in an argv or a log."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.chmod(file.parent, 0o700)
-        write_text(file, secrets.token_urlsafe(32) + "\n")
-    except OSError as error:
-        raise PkuslurmError(f"{file}: the endpoint's key cannot be written there: {error.strerror}") from None
-
-
-def _given_key(file: str | None) -> str:
-    if file is not None:
-        return _read_key(Path(file))
-    if key := os.environ.get("OPENAI_API_KEY"):
-        return key
-    raise PkuslurmError("chat --url: its key is wanted, in $OPENAI_API_KEY or by --key-file FILE")
-
-
-def _read_key(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        words = getattr(error, "strerror", None) or "it is no text"
-        raise PkuslurmError(f"{file}: the endpoint's key cannot be read there: {words}") from None

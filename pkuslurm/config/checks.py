@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,13 @@ def _later(config: Config) -> None:
         raise PkuslurmError(f"resume.signal_seconds={config.resume.signal_seconds}: it must be from 1 to 65535")
     if config.serve.port is not None and not 1024 <= config.serve.port <= 65535:
         raise PkuslurmError(f"serve.port={config.serve.port}: it must be from 1024 to 65535 (those below are root's)")
+    if isinstance(config.serve.command, str):
+        try:
+            shlex.split(config.serve.command)
+        except ValueError as error:
+            raise PkuslurmError(
+                f"serve.command={show(config.serve.command)}: {error}; quote it as in a shell"
+            ) from None
     if (config.serve.engine == "command") != (config.serve.command is not None):
         raise PkuslurmError(
             f"serve.engine={config.serve.engine}, serve.command={show(config.serve.command)}: a command goes with "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pkuslurm.config.schema import Config
 from pkuslurm.plan.resources import Request, cluster_for, request
@@ -49,4 +49,5 @@ def plan(config: Config) -> RunPlan:
 def serving(config: Config) -> RunPlan:
     """The one job that answers questions with what a run has made: no part of its pipeline, started when asked for."""
     parents = ("merge",) if "merge" in config.pipeline.jobs else ()
+    config = replace(config, cluster=replace(config.cluster, pack=False))
     return RunPlan(config, (JobSpec("serve", parents, 1, 1, request(config, "serve")),))

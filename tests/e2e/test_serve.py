@@ -19,7 +19,7 @@ from openai import AuthenticationError, OpenAI
 from playwright.sync_api import expect
 
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
-from tests.conftest import Demo, start
+from tests.conftest import Demo, run, start
 from tests.serve.browser import chromium
 
 pytestmark = pytest.mark.real
@@ -156,6 +156,9 @@ def test_a_second_one_finds_the_first(served: Served) -> None:
     again = served.demo.verb("serve", str(served.run.path), "--json")
     assert again.code == 0 and json.loads(again.out) == served.told
     assert "ssh" not in again.err and "OPENAI_BASE_URL" in again.err and "NextChat" in again.err
+    other = served.demo.verb("serve", str(served.run.path), "port=9999")
+    assert other.code == 2 and "for other settings cancel that first" in other.err
+    assert "北" in ask(served.client(), "tuned"), "its key is still the key"
     refused = served.demo.verb("infer", str(served.run.path), "--force")
     assert refused.code == 2 and "still running" in refused.err
 
@@ -178,3 +181,28 @@ def test_an_engine_that_is_killed(served: Served) -> None:
     assert "SIGKILL" in found["jobs"][-1]["reason"]
     done = served.demo.verb("retry", str(served.run.path))
     assert done.code == 0 and "nothing to do" in done.err
+
+
+REFUSED = {
+    "cluster.executor=slurm": "cluster.executor=slurm: this run's are local",
+    "engine=vLLM": "serve.engine=vLLM: it must be auto or vllm",
+    "idle=5": "serve.idle: no such key",
+    "port=80": "serve.port=80: it must be from 1024",
+    "command=a": "a command goes with serve.engine=command",
+    "train.learning_rate=1": "only serve.…, cluster.… and container.… can be said here",
+    "oops": "a setting is typed as key=value",
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_a_wrong_setting_is_refused_in_one_line(demo: Demo, setting: str) -> None:
+    before = read_json(RunDir(demo.path).job("serve"))
+    ended = demo.verb("serve", str(demo.path), setting)
+    assert ended.code == 2 and REFUSED[setting] in ended.err and ended.err.count("\n") == 1, ended
+    assert read_json(RunDir(demo.path).job("serve")) == before
+
+
+def test_without_a_home_there_is_no_place_for_the_key(demo: Demo) -> None:
+    env = {name: value for name, value in demo.env.items() if name not in ("HOME", "XDG_STATE_HOME")}
+    ended = run(["serve", str(demo.path)], demo.cwd, env, module="pkuslurm")
+    assert ended.code == 2 and "HOME: it is not set" in ended.err

@@ -28,21 +28,27 @@ def test_from_ones_own_computer() -> None:
         "key_file": str(KEY),
         "models": ["base", "tuned"],
         "page_url": "http://192.168.77.3:8001/",
-        "tunnel": "ssh -N -p 2222 -L 8001:192.168.77.3:8001 alice@10.0.0.9",
+        "tunnel": "ssh -N -L 8001:192.168.77.3:8001 -p 2222 alice@10.0.0.9",
     }
     assert reach.headline(THERE, "20261124-demo") == (
         "20261124-demo: base, tuned answer on node3 (vllm 0.11.0 bfloat16), "
-        "until 2026-11-24 14:05 (the job's time limit), or 60 minutes without a question"
+        "until 2026-11-24 14:05 (the job's time limit); it ends after 60 minutes without a question"
     )
     key = "\"$(cat '/home/a lice/.local/state/pkuslurm/keys/20261124-demo.key')\""
+    quoted = "'cat '\"'\"'/home/a lice/.local/state/pkuslurm/keys/20261124-demo.key'\"'\"''"
+    there = f'"$(ssh -p 2222 alice@10.0.0.9 {quoted})"'
     assert reach.lines(THERE, KEY, Path("/runs/x/merged"), "20261124-demo", LOGIN) == [
-        "page        http://127.0.0.1:8001/   (any name; the password is the key)",
-        "key         cat '/home/a lice/.local/state/pkuslurm/keys/20261124-demo.key'",
-        "terminal    pkuslurm chat 20261124-demo",
-        "tunnel      ssh -N -p 2222 -L 8001:192.168.77.3:8001 alice@10.0.0.9   (first, on your own computer)",
-        f"OpenAI      export OPENAI_BASE_URL=http://127.0.0.1:8001/v1 OPENAI_API_KEY={key} NO_PROXY=127.0.0.1",
-        f"NextChat    BASE_URL=http://127.0.0.1:8001/ OPENAI_API_KEY={key} CUSTOM_MODELS=-all,+tuned,+base",
-        f"Open WebUI  OPENAI_API_BASE_URL=http://127.0.0.1:8001/v1 OPENAI_API_KEY={key}",
+        "page          http://127.0.0.1:8001/   (any name; the password is the key)",
+        "key           cat '/home/a lice/.local/state/pkuslurm/keys/20261124-demo.key'",
+        "terminal      pkuslurm chat 20261124-demo",
+        "tunnel        ssh -N -L 8001:192.168.77.3:8001 -p 2222 alice@10.0.0.9"
+        "   (on your own computer, first; the lines below are for there)",
+        f"OpenAI, here  export OPENAI_BASE_URL=http://192.168.77.3:8001/v1 OPENAI_API_KEY={key} "
+        'NO_PROXY="$NO_PROXY,192.168.77.3"',
+        f"OpenAI        export OPENAI_BASE_URL=http://127.0.0.1:8001/v1 OPENAI_API_KEY={there} "
+        'NO_PROXY="$NO_PROXY,127.0.0.1"',
+        f"NextChat      BASE_URL=http://127.0.0.1:8001/ OPENAI_API_KEY={there} CUSTOM_MODELS=-all,+tuned,+base",
+        f"Open WebUI    OPENAI_API_BASE_URL=http://127.0.0.1:8001/v1 OPENAI_API_KEY={there}",
     ]
 
 
