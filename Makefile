@@ -64,8 +64,9 @@ constraints: ## pin the newest versions that fit (needs uv)
 	uv pip compile -q pyproject.toml --upgrade --extra train --extra dev --python-version 3.11 --universal --no-annotate --no-header -o .constraints/train.txt
 	uv pip compile -q pyproject.toml --upgrade --extra ascend --python-version 3.11 --python-platform aarch64-manylinux_2_28 --no-annotate --no-header -o .constraints/ascend.txt
 
-bench: setup-dev ## how long the commands and sweeps take, into docs/benchmarks.md
-	@$(PY) tests/bench/startup.py && $(PY) tests/bench/sweep.py
+BENCHES := startup launch runs prefork training merge asking sweep
+bench: setup-dev ## everything measured, into docs/benchmarks.md (half an hour; BENCHES="launch runs" for some)
+	@for name in $(BENCHES); do $(PY) tests/bench/$$name.py || exit; done
 
 slurm-up: ## a real Slurm cluster on this Debian machine, as root (tests/cluster/README.md)
 	@.ci/slurm up $(ARGS)

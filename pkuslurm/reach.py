@@ -74,7 +74,10 @@ def lines(endpoint: Endpoint, key_file: Path, merged: Path, run_id: str, here: H
     if through is not None:
         page = f"http://127.0.0.1:{endpoint.port}/"
         there = f'"$({shlex.join(["ssh", *here.login, cat])})"'
-    rows = [("page", f"{page}   (any name; the password is the key)")]
+    rows = []
+    if through is not None:
+        rows.append(("tunnel", f"{through}   (first, on your own computer; what has 127.0.0.1 in it is for there)"))
+    rows.append(("page", f"{page}   (any name; the password is the key)"))
     template = here.environ.get(
         "VSCODE_PROXY_URI"
     )  # code-server, as PKU's platform has it: leads to its own node alone
@@ -82,7 +85,6 @@ def lines(endpoint: Endpoint, key_file: Path, merged: Path, run_id: str, here: H
         rows.append(("code-server", template.replace("{{port}}", str(endpoint.port))))
     rows += [("key", cat), ("terminal", f"{here.command} chat {shlex.quote(run_id)}")]
     if through is not None:
-        rows.append(("tunnel", f"{through}   (on your own computer, first; the lines below are for there)"))
         rows.append(("OpenAI, here", _openai(endpoint.base_url, key, endpoint.host)))
     rows += [
         ("OpenAI", _openai(f"{page}v1", there, "127.0.0.1")),

@@ -24,7 +24,7 @@ from pkuslurm.plan.plan import serving
 from pkuslurm.preflight.resolve import interpreter
 from pkuslurm.preflight.slurm import check_slurm
 from pkuslurm.read import endpoint as endpoints
-from pkuslurm.read import proof, pruned, status
+from pkuslurm.read import find, proof, pruned, status
 from pkuslurm.read.closing import python
 from pkuslurm.read.endpoint import Endpoint
 from pkuslurm.read.rules import ENDED
@@ -105,6 +105,15 @@ def _v1(url: str) -> str:
     if not good:
         raise PkuslurmError(f"--url {url}: no URL of an endpoint, such as http://127.0.0.1:8000/v1")
     return url.rstrip("/") if url.rstrip("/").endswith("/v1") else url.rstrip("/") + "/v1"
+
+
+def newest(places: Sequence[Path]) -> RunDir | None:
+    """The newest run of this user's that answers now."""
+    for path in find.runs(places):
+        run = RunDir(path)
+        if run.endpoint.exists() and path.stat().st_uid == os.getuid() and _answering(run) is not None:
+            return run
+    return None
 
 
 class _Teller:

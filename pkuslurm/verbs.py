@@ -7,12 +7,13 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pkuslurm import sweep_verbs
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import find, present, status
+from pkuslurm.read import endpoint, find, present, status
 from pkuslurm.rundir import KINDS, RunDir, read_json
 from pkuslurm.sweepdir import SweepDir, is_sweep
 from pkuslurm.worker.unpack import unpack
@@ -32,10 +33,12 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     places = roots(arguments)
     if verb == "runs":
         return _runs(places, arguments.json)
-    if verb == "chat" and arguments.url is not None:
+    if verb == "chat" and (arguments.url is not None or arguments.run is None):
         from pkuslurm import serving
 
-        return serving.chat(None, arguments)
+        served = None if arguments.url is not None else serving.newest(places)
+        if arguments.url is not None or served is not None:
+            return serving.chat(served, arguments)
     if (
         verb in ("merge", "infer", "serve")
         and re.match(r"[\w.]+=", arguments.run or "")
@@ -46,7 +49,7 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.run = None
     if verb == "report" and arguments.run is None and arguments.export and not _is_page(arguments.export):
         arguments.run, arguments.export = arguments.export, ""  # `report --export RUN`
-    run = RunDir(find.find(arguments.run, places))
+    run = RunDir(find.find(arguments.run, places, find.memory(os.environ)))
     find.check(run.path)
     if verb in ACTING and arguments.run is None and not getattr(arguments, "json", False):
         # the newest may lie in another folder than one thinks
@@ -69,11 +72,12 @@ def roots(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _runs(places: Sequence[Path], as_json: bool) -> int:
-    found = find.list_runs(places)
+    began = time.monotonic()
+    found = find.list_runs(places, find.memory(os.environ))
     if as_json:
         print(json.dumps([item.to_json() for item in found], ensure_ascii=False))
     else:
-        present.show_runs(found, sys.stdout)
+        present.show_runs(found, sys.stdout, began)
     return 0
 
 
@@ -87,6 +91,8 @@ def _status(run: RunDir, arguments: argparse.Namespace) -> int:
         print(json.dumps(now.to_json(), ensure_ascii=False))
     else:
         present.show_status(now, sys.stdout)
+        if (there := endpoint.read(run, now.jobs)) is not None:
+            print(f"\nserved at {there.page_url}; pkuslurm serve {run.run_id} tells how to reach it")
     bad = now.state not in ("COMPLETED", "RUNNING", "PENDING") or now.passed is False
     return 1 if arguments.exit_code and bad else 0
 
@@ -110,12 +116,14 @@ def _cancel(run: RunDir, arguments: argparse.Namespace) -> int:
     else:
         from pkuslurm.submit.local import cancel
 
+    served = endpoint.read(run, status.read(run.path).jobs) is not None
     cancelled = cancel(run)
     now = status.read(run.path)
     if arguments.json:
         print(json.dumps(now.to_json(), ensure_ascii=False))
     else:
-        print(f"{run.run_id}: {now.state}" + ("" if cancelled else " (nothing of it was running)"))
+        said = " (it is no longer served)" if served else "" if cancelled else " (nothing of it was running)"
+        print(f"{run.run_id}: {now.state}{said}")
     return 0
 
 
@@ -180,5 +188,6 @@ def _check_settings(settings: Sequence[str]) -> None:
     stray = next((item for item in settings if "=" not in item and not item.startswith("~")), None)
     if stray is not None:
         raise PkuslurmError(
-            f"{stray}: a setting is typed as key=value; one with spaces needs quotes: 'prompts=[Who am I?]'"
+            f"{stray}: RUN comes first, and a setting is typed as key=value; one with spaces needs quotes: "
+            "'prompts=[Who am I?]'"
         )

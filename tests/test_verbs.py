@@ -66,7 +66,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "a setting": (lambda root: ["nodes=2"], "settings go to launch"),
     "a word": (lambda root: ["xyzzy"], "no such verb; there are launch, runs, status"),
     "nothing": (lambda root: [], "pkuslurm: a verb is wanted: launch, runs"),
-    "a setting in two words": (lambda root: ["infer", "20261124-a", "prompts=[Who", "am"], "am: a setting is typed as"),
+    "a setting in two words": (
+        lambda root: ["infer", "20261124-a", "prompts=[Who", "am"],
+        "am: RUN comes first, and a setting is",
+    ),
     "an option": (lambda root: ["status", "--jsn"], "--jsn: not understood"),
     "a value": (lambda root: ["prune", "--older", "week"], "prune: argument --older: invalid float value: 'week'"),
     "a word too many": (lambda root: ["status", "20261124", "x"], "status x: not understood"),

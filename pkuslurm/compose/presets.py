@@ -96,6 +96,18 @@ def _ours(file: Path) -> DictConfig:
     return _load(file)
 
 
+def plain(file: Path) -> dict[str, Any]:
+    """``load``, references as they are written."""
+    content = OmegaConf.to_container(load(file))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def is_global(file: Path) -> bool:
+    """Whether its keys are the configuration's own, not its group's."""
+    return "@package _global_" in file.read_text(encoding="utf-8").split("\n", 1)[0]
+
+
 def _load(file: Path) -> DictConfig:
     text = ""
     try:
@@ -158,8 +170,7 @@ def keys_of(group: str, choice: str | None, roots: Sequence[Path], seen: tuple[P
         keys |= keys_of(group, entry, roots, (*seen, file))
     if group == "experiment" and _swept(content):
         content.pop("hydra")
-    whole = "@package _global_" in file.read_text(encoding="utf-8").split("\n", 1)[0]
-    return keys | dict.fromkeys(flatten(content, "" if whole else f"{group}."), file)
+    return keys | dict.fromkeys(flatten(content, "" if is_global(file) else f"{group}."), file)
 
 
 def _same_group(defaults: Any) -> list[str]:

@@ -11,6 +11,12 @@ from pathlib import Path
 
 # A list of two hundred runs on a slow network disk must still appear at once.
 SECONDS = 1.0
+LEAST = 0.2  # where finding them took longer than that
+
+
+def deadline(began: float) -> float:
+    """Until when may be measured for a command that has ``began`` to look at time.monotonic() so."""
+    return max(began + SECONDS, time.monotonic() + LEAST)
 
 
 @dataclass(frozen=True)

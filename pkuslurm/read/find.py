@@ -13,7 +13,8 @@ from typing import Any
 
 from pkuslurm import sweepdir
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.read import status, sweep, values
+from pkuslurm.read import ended, status, sweep
+from pkuslurm.read.memory import Memory
 from pkuslurm.rundir import RunDir, read_json
 from pkuslurm.sweepdir import SweepDir
 
@@ -75,15 +76,15 @@ def remember(root: Path, environ: Mapping[str, str]) -> None:
             os.close(handle)
 
 
-def find(run: str | None, places: Sequence[Path]) -> Path:
+def find(run: str | None, places: Sequence[Path], memory: Memory | None = None) -> Path:
     """The directory of ``run``, which may be a sweep. Raises PkuslurmError: none, or more than one; where it looked."""
     if run == "":
         raise PkuslurmError("RUN is empty; name a run, or leave it out for the newest")
     if run is not None and (point := _POINT.fullmatch(run)) and not _is_run(_absolute(Path(run))):
-        return _point(run, find(point[1], places), int(point[2]))
+        return _point(run, find(point[1], places, memory), int(point[2]))
     if run is not None and ("/" in run or run in (".", "..") or _is_run(Path(run))):
         return _by_path(run)
-    known = _all(places)
+    known = _all(places, memory)
     where = ", ".join(map(str, places)) or "nowhere: no launch is remembered; name the folder with --run-root"
     if run is None:
         if not known:
@@ -137,9 +138,33 @@ def members(path: Path) -> list[Path]:
     return []
 
 
-def list_runs(places: Sequence[Path]) -> list[Listed]:
-    """All runs and sweeps, newest first. Slurm is asked once."""
-    return [_listed(now) for now in sweep.read_many(_all(places))]
+def list_runs(places: Sequence[Path], memory: Memory | None = None) -> list[Listed]:
+    """All runs and sweeps, newest first. Slurm is asked once; those that ``memory`` has are not opened."""
+    memory = memory or Memory()
+    paths = _all(places, memory)
+    said = {path: memory.said(str(path)) for path in paths}
+    look = status.Look()
+    read = {now.path: now for now in sweep.read_many([path for path in paths if said[path] is None], look)}
+    found = []
+    for path in paths:
+        if (kept := said[path]) is not None:
+            found.append(Listed(kept[0], path, *kept[1:]))
+            continue
+        found.append(_listed(now := read[path]))
+        if (evidence := ended.evidence(now, look)) is not None:
+            memory.keep(str(path), evidence, _kept(found[-1]))
+    memory.save(places)
+    return found
+
+
+def memory(environ: Mapping[str, str]) -> Memory:
+    """What earlier lists have found, of this user."""
+    file = state_file(environ)
+    return Memory(None if file is None else file.with_name("ended.json"))
+
+
+def _kept(item: Listed) -> list[Any]:
+    return [item.run_id, item.created, item.state, item.name, item.points]
 
 
 def _listed(now: status.RunStatus | sweep.SweepStatus) -> Listed:
@@ -204,21 +229,21 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _all(places: Sequence[Path]) -> list[Path]:
+def _all(places: Sequence[Path], memory: Memory | None = None) -> list[Path]:
     """Every run and sweep below ``places``, newest first; the same directory by two names once."""
-    found: dict[tuple[int, int], tuple[float, str, Path]] = {}
+    memory = memory or Memory()
+    found: dict[tuple[int, int], tuple[float, str, str]] = {}
     for place in dict.fromkeys(places):
         with suppress(OSError):
-            for path in place.iterdir():
+            for name in os.listdir(place):
+                folder = f"{place}/{name}"
                 with suppress(OSError):  # vanished meanwhile, or not to be seen by this user
-                    files = (RunDir(path).run_json, SweepDir(path).sweep_json)
-                    if file := next((file for file in files if file.is_file()), None):
-                        identity = path.stat()
-                        created = (read_json(file) or {}).get("created")
+                    if file := next(filter(os.path.isfile, (f"{folder}/run.json", f"{folder}/sweep.json")), None):
+                        identity = os.stat(folder)
                         # by creation, in run.json or in the id: a copied directory's mtime says nothing
-                        when = values.unix(created) or 0.0
-                        found.setdefault((identity.st_dev, identity.st_ino), (when, path.name, path))
-    return [path for _, _, path in sorted(found.values(), reverse=True)]
+                        when = memory.created(folder, file, os.stat(file))
+                        found.setdefault((identity.st_dev, identity.st_ino), (when, name, folder))
+    return [Path(folder) for _, _, folder in sorted(found.values(), reverse=True)]
 
 
 def state_file(environ: Mapping[str, str]) -> Path | None:

@@ -20,7 +20,7 @@ from pkuslurm.slurm.parse import ALIVE, Row
 from pkuslurm.worker import failures, hostlist
 
 # What a worker has written down as its end. CANCELLED may have been the time limit: Slurm is asked.
-_TOLD = ("FAILED", "SKIPPED", "TIMEOUT", "NODE_FAIL")
+TOLD = ("FAILED", "SKIPPED", "TIMEOUT", "NODE_FAIL")
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 
@@ -94,8 +94,8 @@ class Reader:
             kind
             for kind in self.own
             if self.known[kind].get("job_id")
-            and self._marked(kind) is None
-            and self.states[kind].get("state") not in _TOLD
+            and self.marked(kind) is None
+            and self.states[kind].get("state") not in TOLD
         ]
 
     def jobs(self, asked: Asked) -> list[JobStatus]:
@@ -138,7 +138,7 @@ class Reader:
         stale = attempt is not None and attempt < (whole(known.get("first_attempt")) or 1)
         return {} if stale else state
 
-    def _marked(self, kind: str) -> int | None:
+    def marked(self, kind: str) -> int | None:
         """The attempt of the checked marker, if it is not of one before the one that was asked for last."""
         marker, _ = self.markers[kind]
         attempt = None if marker is None else whole(marker.get("attempt"))

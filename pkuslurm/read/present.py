@@ -56,12 +56,12 @@ def _wrapped(header: Sequence[str], rows: Iterable[Sequence[str]], stream: TextI
     Console(file=stream, highlight=False).print(drawn)
 
 
-def show_runs(found: Sequence[Listed], stream: TextIO) -> None:
-    """The table of ``runs``, with what they take on the disk as far as that is known within a second."""
+def show_runs(found: Sequence[Listed], stream: TextIO, began: float | None = None) -> None:
+    """The table of ``runs``, with what they take on the disk as far as that is known within a second from ``began``."""
     if not found:
         print(f"no runs yet; {START}", file=stream)
         return
-    meter = disk.Meter()
+    meter = disk.Meter() if began is None else disk.Meter(deadline=disk.deadline(began))
     rows = []
     for item in found:
         taken = meter.measure(item.path)

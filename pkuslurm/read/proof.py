@@ -48,7 +48,7 @@ def marker_of(
 
 
 def open_kinds(run: RunDir, kinds: Iterable[str]) -> list[str]:
-    """Those of ``kinds`` that are not proved complete; what was pruned since then is. Nothing is open about ``serve``."""
+    """Those of ``kinds`` that are not proved complete; what was pruned since then is. ``serve`` is never open."""
     gone = pruning.read(run)
     kinds = [kind for kind in kinds if kind != "serve"]
     return [kind for kind in kinds if marker_of(run, run.run_id, kind, gone)[0] is None]

@@ -12,10 +12,14 @@ from pkuslurm.slurm.parse import ALIVE, Row
 
 @dataclass(frozen=True)
 class Asked:
-    """What Slurm said. A job that is in ``missing`` is unknown to it; others without a row were not asked for."""
+    """What Slurm said. A job that is in ``missing`` is unknown to it; others without a row were not asked for.
+
+    Those in ``forgotten`` the controller no longer knows, and accounting has told all that will ever be known of them.
+    """
 
     rows: Mapping[str, Row] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
+    forgotten: frozenset[str] = frozenset()
     problem: str = ""
 
     def row(self, job_id: str | None, key: str | None) -> Row | None:
@@ -52,4 +56,4 @@ def ask(job_ids: Sequence[str]) -> Asked:
         if now.complete:
             missing = {job_id for job_id in left if job_id not in rows}
         problem = problem or then.problem
-    return Asked(rows, frozenset(missing), problem)
+    return Asked(rows, frozenset(missing), frozenset() if problem else frozenset(left), problem)

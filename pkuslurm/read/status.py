@@ -78,6 +78,7 @@ class Look:
         self.host = socket.gethostname()
         self._sweeps: dict[Path, dict[str, Any] | None] = {}
         self._readers: dict[Path, Reader | str] = {}
+        self.asked = scheduler.Asked()
 
     def sweep(self, home: SweepDir) -> dict[str, Any] | None:
         if home.path not in self._sweeps:
@@ -112,7 +113,8 @@ class Look:
     def ask(self) -> scheduler.Asked:
         """One question to Slurm about all that has been looked at."""
         readers = (one for one in self._readers.values() if isinstance(one, Reader))
-        return scheduler.ask([job_id for one in readers for job_id in one.open_ids()])
+        self.asked = scheduler.ask([job_id for one in readers for job_id in one.open_ids()])
+        return self.asked
 
     def status(self, path: Path, asked: scheduler.Asked) -> RunStatus:
         return _status(path, self.at(path), asked)

@@ -65,9 +65,9 @@ def read(path: Path) -> SweepStatus:
     return _status(path, parts, look, look.ask())
 
 
-def read_many(paths: Sequence[Path]) -> list[RunStatus | SweepStatus]:
+def read_many(paths: Sequence[Path], look: Look | None = None) -> list[RunStatus | SweepStatus]:
     """Runs and sweeps, in their order: Slurm is asked once for all of them, or not at all."""
-    look = Look()
+    look = look or Look()
     parts = {path: _parts(path, look) for path in paths if sweepdir.is_sweep(path)}
     for path in paths:
         if path not in parts:

@@ -36,6 +36,8 @@ def _shown(character: str, keep: str) -> str:
 
 def width(text: str) -> int:
     """Columns of ``text`` on a terminal: Chinese takes two a character, a combining mark none."""
+    if text.isascii():
+        return len(text)
     return sum(
         0
         if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf")

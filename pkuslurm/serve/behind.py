@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pkuslurm.serve import requests
+from pkuslurm.serve.limits import Limits
 from pkuslurm.serve.upstream import Address
 
 
@@ -49,6 +50,7 @@ class Behind:
     training: requests.Training = field(default_factory=requests.Training)
     engines: Mapping[str, str] = field(default_factory=dict)
     addresses: Mapping[str, Address] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     started: int = field(default_factory=lambda: int(time.time()))
     activity: Activity = field(default_factory=Activity)

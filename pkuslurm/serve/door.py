@@ -8,6 +8,7 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.serve import access, relay, requests, upstream
+from pkuslurm.serve import access, limits, relay, requests, upstream
 from pkuslurm.serve.behind import Behind
 from pkuslurm.serve.refusal import BadRequest
 from pkuslurm.serve.upstream import Address
@@ -23,6 +24,8 @@ from pkuslurm.serve.wire import JSON, Wire
 
 MOST_CONNECTIONS = 256
 PORTS = 100
+# until it has shown the key; whoever sends a byte now and then would hold its place for ever
+STRANGER_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _PAGE = Path(__file__).with_name("page")
 _FILES = {
@@ -45,7 +48,9 @@ class Door(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], behind: Behind) -> None:
         self.behind = behind
+        self.stranger_seconds = STRANGER_SECONDS
         self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._strangers: dict[socket.socket, float] = {}  # and since when they are here
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -56,13 +61,27 @@ class Door(ThreadingHTTPServer):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        self._strangers[request] = time.monotonic()
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.welcome(request)
             self._free.release()
+
+    def welcome(self, request: socket.socket) -> None:
+        """This connection has shown the key: it may stay as long as it likes."""
+        self._strangers.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Called by ``serve_forever`` at each of its turns."""
+        for request, since in list(self._strangers.items()):
+            if time.monotonic() - since > self.stranger_seconds:
+                self.welcome(request)  # once is enough
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)  # its thread then ends
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
@@ -127,6 +146,7 @@ class _Handler(Wire):
                 status=401,
                 code="invalid_api_key",
             )
+        self.server.welcome(self.connection)
 
     # what is there
 
@@ -160,6 +180,8 @@ class _Handler(Wire):
         with behind.activity.busy():
             value = self.read_json()
             asked = requests.convert(value, self._ready().engines, behind.training)
+            bounded = not requests.ENGINES[behind.engines[asked.model]].alternates  # a server of its own: it refuses
+            limits.require(behind.limits.get(asked.model, limits.Limits()), asked.body, bounded)
             self._relay(asked, behind.addresses[asked.model])
 
     def _ready(self) -> Behind:

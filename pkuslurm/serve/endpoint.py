@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import read_json
 from pkuslurm.serve.spec import Spec
+from pkuslurm.slurm import commands, parse
 from pkuslurm.worker import network
 from pkuslurm.worker.state import host_name, now
 
@@ -38,12 +39,13 @@ def address(bind: str, environ: Mapping[str, str]) -> str:
     )
 
 
-def ends(environ: Mapping[str, str]) -> str | None:
-    """When the job's time limit ends it, as Slurm says."""
+def ends(environ: Mapping[str, str], ask: Callable[..., str | None] = commands.ask) -> str | None:
+    """When the job's time limit ends it, as Slurm says: in the environment, or, the older ones, when asked."""
     text = environ.get("SLURM_JOB_END_TIME", "")
     with suppress(ValueError, OverflowError, OSError):
         return datetime.fromtimestamp(int(text)).astimezone().isoformat(timespec="seconds")
-    return None
+    job = environ.get("SLURM_JOB_ID", "")
+    return parse.moment((ask("squeue", "-h", "-j", job, "-o", "%e") or "").strip()) if job.isdecimal() else None
 
 
 def document(

@@ -16,10 +16,21 @@ _GAP = "\n\n"
 
 
 def read(value: object) -> list[Message]:
-    """The messages, each with a role and a text; what else they have is kept only for calls of tools."""
-    if not isinstance(value, list) or not value:
+    """The messages, each with a role and a text; what else they have is kept only for calls of tools.
+
+    Where the assistant says nothing at all, as clients echo it, it is left out.
+    """
+    rows = value if isinstance(value, list) else []
+    messages = [_message(one, f"messages.{place}") for place, one in enumerate(rows) if not _says_nothing(one)]
+    if not messages:
         raise BadRequest("messages: must be a list with at least one message", "messages")
-    return [_message(one, f"messages.{place}") for place, one in enumerate(value)]
+    return messages
+
+
+def _says_nothing(value: object) -> bool:
+    if not isinstance(value, dict) or value.get("role") != "assistant":
+        return False
+    return value.get("content") is None and not value.get("tool_calls")
 
 
 def with_system(messages: Sequence[Message], default: str | None) -> list[Message]:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import http.client
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
-from pkuslurm.serve import messages, requests
+from pkuslurm.serve import messages, relay, requests
 from pkuslurm.serve.engines import Engine, printable
 from pkuslurm.serve.errors import Failed
 from pkuslurm.serve.spec import Spec
-from pkuslurm.serve.upstream import ask, words_of
+from pkuslurm.serve.upstream import Events, ask, words_of
 
 Ask = Callable[[Engine, str, str, Mapping[str, Any] | None], tuple[int, Any]]
 
 MOST_PROMPTS = 8
 MOST_TOKENS = 64
+# enough to see the shape of a stream
+_STREAMED_TOKENS = 8
+# so long may an engine be silent: the first question can compile kernels; one that hangs must not hold its device
+SECONDS = 600.0
 # the same code as infer's, so that in one dtype they must say the same
 _COMPARED = ("transformers", "llamafactory")
 # only in this one an answer does not depend on the batch that its question was in
 _EXACT = "float32"
 _GREETING = {"prompt": "你是谁？"}
 _NO_ROUTE = (404, 405)
+# what _difference says of an engine that tells neither token ids nor their number
+_UNTOLD = ""
 _REMEDY = "serve.engine=llamafactory renders by the training's template"
 
 
@@ -55,10 +62,14 @@ class Reference:
     max_new_tokens: int | None
 
 
-def answer(engine: Engine, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
-    """``ask`` of an engine; one that breaks off is a Failed."""
+def answer(
+    engine: Engine, method: str, path: str, body: Mapping[str, Any] | None, seconds: float = SECONDS
+) -> tuple[int, Any]:
+    """``ask`` of an engine; one that breaks off or is silent for ``seconds`` is a Failed."""
     try:
-        return ask(engine.address, method, path, body)
+        return ask(engine.address, method, path, body, seconds)
+    except TimeoutError:
+        raise Failed(f"the engine of {engine.name} ({engine.kind}) has not answered for {seconds:g} s") from None
     except (OSError, http.client.HTTPException) as error:
         raise Failed(
             f"the engine of {engine.name} ({engine.kind}) broke off: {error or type(error).__name__}"
@@ -77,6 +88,8 @@ def check(spec: Spec, engines: Sequence[Engine], say: Callable[[str], None], ask
         if engine.chosen.get("note"):
             found.notes.append(f"{engine.name}: {engine.chosen['note']}")
         _compare_text(spec, engine, past, found, ask)
+        if engine.name == "tuned":
+            _require_stream(spec, engine, ask)
         if engine.address.socket is None and _open_to_all(engine):
             note = f"{engine.name}: its engine ({engine.kind}) answers on port {engine.address.port} without a key"
             found.notes.append(f"{note}: other users of this node can ask it")
@@ -110,6 +123,8 @@ def _compare_ids(spec: Spec, engines: Sequence[Engine], past: Reference, found: 
         differences = []
         for place, (prompt, ids) in enumerate(zip(spec.prompts[:MOST_PROMPTS], past.ids, strict=False)):
             words = _difference(spec, engine, prompt, ids, found, ask)
+            if words == _UNTOLD:
+                continue
             total, same = total + 1, same + (words is None)
             if words is not None:
                 differences.append(f"question {place + 1}: {words}")
@@ -128,12 +143,14 @@ def _compare_ids(spec: Spec, engines: Sequence[Engine], past: Reference, found: 
 def _difference(
     spec: Spec, engine: Engine, prompt: Mapping[str, Any], ids: Sequence[int], found: Findings, ask: Ask
 ) -> str | None:
-    """In words how the question's token ids are not ``ids``; None: they are."""
+    """In words how the question's token ids are not ``ids``; None: they are; _UNTOLD: nothing could be compared."""
     talk = requests.chat(messages.asked(prompt), engine.kind, spec.training)
     status, value = ask(engine, "POST", "/tokenize", {"model": engine.name, **talk, "add_generation_prompt": True})
-    if status in _NO_ROUTE:
-        return _count_difference(engine, talk, len(ids), found, ask)
     tokens = value.get("tokens") if isinstance(value, dict) else None
+    # another server may have the route for something else
+    other = engine.kind == "command" and not (status == 200 and _are_ids(tokens))
+    if status in _NO_ROUTE or other:
+        return _count_difference(engine, talk, len(ids), found, ask)
     if status != 200 or not isinstance(tokens, list):
         return f"not at all (status {status}: {printable(words_of(value))})"
     if tokens == list(ids):
@@ -144,20 +161,54 @@ def _difference(
     return f"token {place + 1} as {tokens[place]}, the run's infer as {ids[place]}"
 
 
+def _are_ids(tokens: object) -> bool:
+    return isinstance(tokens, list) and bool(tokens) and all(type(one) is int for one in tokens)
+
+
 def _count_difference(engine: Engine, talk: requests.Body, count: int, found: Findings, ask: Ask) -> str | None:
     """For an engine that does not tell token ids: how many they were."""
-    note = f"{engine.name}: the engine {engine.kind} tells no token ids; only their number was compared"
-    if note not in found.notes:
-        found.notes.append(note)
+    tells = f"{engine.name}: the engine {engine.kind} tells"
     status, value = ask(engine, "POST", "/v1/chat/completions", _greedy(engine, 1) | talk)
     if status != 200:
         return f"not at all (status {status}: {printable(words_of(value))})"
     usage = value.get("usage") if isinstance(value, dict) else None
     told = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     if told is None:
-        found.notes.append(f"{engine.name}: nor does it tell their number")
-        return None
+        _note(found, f"{tells} neither token ids nor their number: they were not compared")
+        return _UNTOLD
+    _note(found, f"{tells} no token ids; only their number was compared")
     return None if told == count else f"as {told} tokens, the run's infer as {count}"
+
+
+def _note(found: Findings, line: str) -> None:
+    if line not in found.notes:
+        found.notes.append(line)
+
+
+def _require_stream(spec: Spec, engine: Engine, ask: Ask) -> None:
+    """The page and most clients want their answer as it is made. Raises Failed."""
+    prompt = spec.prompts[0] if spec.prompts else _GREETING
+    talk = requests.chat(messages.asked(prompt), engine.kind, spec.training)
+    body = _greedy(engine, _STREAMED_TOKENS) | talk | {"stream": True}
+    status, value = ask(engine, "POST", "/v1/chat/completions", body)
+    if status == 200 and isinstance(value, Events):
+        events = [part[6:] for part in relay.stream(value.data.splitlines(), engine.name) if part != relay.DONE]
+        words = _no_stream([json.loads(event) for event in events if event.startswith(b"{")])
+    else:
+        told = "no server-sent events" if isinstance(value, Mapping) else printable(words_of(value))
+        words = told if status == 200 else f"status {status}: {printable(words_of(value))}"
+    if words is not None:
+        raise Failed(f"{engine.name}: the engine {engine.kind} does not stream an answer as OpenAI's do ({words})")
+
+
+def _no_stream(events: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong with a stream; None: it has an answer's parts, and an end."""
+    failed = next((event for event in events if event.get("error")), None)
+    if failed is not None:
+        return printable(words_of(failed))
+    rows = [event["choices"] for event in events if isinstance(event.get("choices"), list)]
+    parts = [one.get("delta") for row in rows for one in row if isinstance(one, Mapping)]
+    return None if any(isinstance(part, Mapping) for part in parts) else "no event of it has a delta"
 
 
 def _compare_text(spec: Spec, engine: Engine, past: Reference | None, found: Findings, ask: Ask) -> None:

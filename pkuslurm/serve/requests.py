@@ -73,6 +73,8 @@ def convert(value: object, engines: Mapping[str, str], training: Training = _UNK
         given["max_tokens"] = given["max_completion_tokens"]
     engine, name = ENGINES[engines[model]], engines[model]
     if engine.alternates:
+        if given.get("tool_choice") == "none":  # none is to be called: they are dropped below
+            given = {field: one for field, one in given.items() if field not in _TOOLS}
         _refuse_tools(given, name)
     body = chat(messages.read(given.get("messages")), name, training)
     fields = {field: _field(field, given[field]) for field in engine.fields if field in given}
@@ -104,14 +106,17 @@ def _model(value: object, engines: Mapping[str, str]) -> str:
 
 
 def _refuse_tools(given: Body, name: str) -> None:
-    for field in ("tools", "functions"):
+    for field in _TOOLS:
         if given.get(field):
             raise BadRequest(f"{field}: the engine {name} calls no tools; leave it out", field)
     if given.get("response_format", {}).get("type", "text") != "text":
         raise BadRequest(f"response_format: the engine {name} writes text only; leave it out", "response_format")
 
 
+_TOOLS = ("tools", "functions")
 _NOTHING: tuple[object, ...] = ("", [], {})
+# below it logits that are divided by it overflow, and sampling fails; what it means is: always the likeliest
+_COLDEST = 1e-3
 
 
 def _clean(value: Any) -> Any:
@@ -125,6 +130,8 @@ def _clean(value: Any) -> Any:
 
 
 def _field(name: str, value: Any) -> Any:
+    if name == "temperature" and value < _COLDEST:
+        return 0
     # transformers takes no whole numbers here
     return {token: float(one) for token, one in value.items()} if name == "logit_bias" else _clean(value)
 

@@ -16,19 +16,22 @@ from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import write_json
-from pkuslurm.serve import access, door, endpoint, ready, spec
+from pkuslurm.serve import access, door, endpoint, limits, ready, spec
 from pkuslurm.serve.behind import Behind
 from pkuslurm.serve.door import Door
 from pkuslurm.serve.engines import Engine, Engines
 from pkuslurm.serve.errors import Failed
 from pkuslurm.serve.folder import folder
 from pkuslurm.serve.spec import Spec
-from pkuslurm.serve.upstream import ask, listener
+from pkuslurm.serve.upstream import ask, listeners
 
 POLL_SECONDS = 0.1
 # how often it is said that a model is still being loaded
 PATIENCE_SECONDS = 60.0
 ANSWER_SECONDS = 30.0
+# the largest models load within half an hour from a slow disk; one that hangs must not hold its device to the job's end
+LOAD_SECONDS = 3600.0
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 def run(job_file: Path, environ: Mapping[str, str]) -> int:
@@ -115,6 +118,7 @@ def _watch(
 def _open(asked: Spec, server: Door, engines: Engines, published: Mapping[str, Any]) -> None:
     """From now on questions are answered."""
     behind = server.behind
+    behind.limits = {one.name: limits.read(one.path) for one in asked.models}
     behind.engines = {one.name: one.kind for one in engines.all}
     behind.info = {
         "run_id": asked.job.run_id,
@@ -141,8 +145,9 @@ def _idle(asked: Spec) -> int:
 class _Preparing(threading.Thread):
     """Waits for the engines, then checks them: ``found`` or ``error`` tells when it is done."""
 
-    def __init__(self, asked: Spec, engines: Engines) -> None:
+    def __init__(self, asked: Spec, engines: Engines, limit: float = LOAD_SECONDS) -> None:
         super().__init__(daemon=True)
+        self.began, self.limit = time.monotonic(), limit
         self.asked, self.engines = asked, engines
         self.found: ready.Findings | None = None
         self.error: Exception | None = None
@@ -156,23 +161,29 @@ class _Preparing(threading.Thread):
             self.error = error
 
     def _await(self, engine: Engine) -> None:
-        began = said = time.monotonic()
+        said = time.monotonic()
         while not (engine.look() and _answers(engine)):
-            if time.monotonic() - said > PATIENCE_SECONDS:
-                said = time.monotonic()
-                say(f"{engine.name} is still being loaded, since {(said - began) / 60:.0f} minutes")
+            now = time.monotonic()
+            if now - self.began > self.limit:
+                raise Failed(
+                    f"the engine of {engine.name} ({engine.kind}) has not answered for {self.limit / 60:g} minutes "
+                    "since its start: it hangs, or its model loads too slowly"
+                )
+            if now - said > PATIENCE_SECONDS:
+                said = now
+                say(f"{engine.name} is still being loaded, since {(now - self.began) / 60:.0f} minutes")
             time.sleep(POLL_SECONDS)
 
 
 def _answers(engine: Engine) -> bool:
     """Whether it is there. Raises Failed where another user's process has taken its port: that one gets no key."""
     if engine.address.port is not None:
-        with suppress(OSError):
-            user = listener(engine.address.port, Path("/proc/net/tcp").read_text(encoding="ascii"))
-            if user not in (None, os.geteuid()):
-                raise Failed(
-                    f"{engine.name}: user {user} has taken port {engine.address.port} of its engine; serve anew"
-                )
+        for table in _TABLES:
+            with suppress(OSError):  # there need be no IPv6
+                for user in listeners(engine.address.port, table.read_text(encoding="ascii")) - {os.geteuid()}:
+                    raise Failed(
+                        f"{engine.name}: user {user} has taken port {engine.address.port} of its engine; serve anew"
+                    )
     try:
         return ask(engine.address, "GET", "/v1/models", timeout=ANSWER_SECONDS)[0] == 200
     except (OSError, http.client.HTTPException):

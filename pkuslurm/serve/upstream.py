@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _LISTENS = "0A"
+# as /proc/net/tcp and tcp6 write them: what answers at 127.0.0.1
+_ANSWERS = ("0100007F", "00000000", 32 * "0", "0000000000000000FFFF00000100007F")
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,13 @@ class Address:
     key: str
     socket: str | None = None
     port: int | None = None
+
+
+@dataclass(frozen=True)
+class Events:
+    """An answer that came as server-sent events."""
+
+    data: bytes
 
 
 class _Unix(http.client.HTTPConnection):
@@ -54,22 +63,24 @@ def send(
 def ask(
     address: Address, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float | None = None
 ) -> tuple[int, Any]:
-    """Status and JSON value of a whole answer (its text where it is no JSON). Raises as ``send`` does."""
+    """Status and JSON value of a whole answer (its text where it is no JSON, Events where it was streamed).
+
+    Raises as ``send`` does.
+    """
     connection = connect(address, timeout)
     try:
         response = send(connection, address, method, path, body)
-        return response.status, value_of(response.read())
+        streamed = "event-stream" in response.headers.get("Content-Type", "")
+        return response.status, Events(response.read()) if streamed else value_of(response.read())
     finally:
         connection.close()
 
 
-def listener(port: int, table: str) -> int | None:
-    """The user whose process listens at ``port`` of IPv4; None: nobody does. ``table``: what /proc/net/tcp holds."""
-    for line in table.splitlines()[1:]:
-        words = line.split()
-        if len(words) > 7 and words[3] == _LISTENS and int(words[1].rpartition(":")[2], 16) == port:
-            return int(words[7])
-    return None
+def listeners(port: int, table: str) -> set[int]:
+    """The users whose processes answer at ``port`` of 127.0.0.1. ``table``: what /proc/net/tcp or tcp6 holds."""
+    rows = [words for line in table.splitlines()[1:] if len(words := line.split()) > 7 and words[3] == _LISTENS]
+    places = [(*row[1].split(":")[:2], row[7]) for row in rows]
+    return {int(user) for host, number, user in places if host in _ANSWERS and int(number, 16) == port}
 
 
 def value_of(data: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""How long the commands take to answer: `make bench` writes docs/benchmarks.md.
+"""How long the commands take to answer: `make bench` writes it into docs/benchmarks.md.
 
 Each in a process of its own, ten times, in turns (so that a busy moment hits all alike); minimum and median, and the
 median's ratio to a Python that does nothing.
@@ -7,18 +7,18 @@ median's ratio to a Python that does nothing.
 from __future__ import annotations
 
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO))
+
+from tests.bench.common import machine, section, written  # noqa: E402, F401  # machine: others have it from here
+
 TIMES = 10
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
@@ -67,24 +67,11 @@ def table(found: dict[str, list[float]]) -> str:
 
 
 HEAD = """\
-# Benchmarks
-
-Written by `make bench` on {date}: {machine}. Each command in a process of its own, {times} times, in turns; what
+{written} Each command in a process of its own, {times} times, in turns; what
 counts is the ratio to a Python that does nothing, in the same run. `runs` and `status` look at twenty runs.
 
 """
 
 
-def machine() -> str:
-    """This machine, as a reader of the numbers wants to know it."""
-    models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    cpu = models[0].strip() if models else platform.machine()
-    return f"{os.cpu_count()} × {cpu}, Python {platform.python_version()}, Linux {platform.release()}"
-
-
 if __name__ == "__main__":
-    head = HEAD.format(date=date.today(), machine=machine(), times=TIMES)
-    file = REPO / "docs" / "benchmarks.md"
-    rest = file.read_text(encoding="utf-8").partition("\n## ") if file.exists() else ("", "", "")  # sweep.py's
-    file.write_text(head + table(measure()) + "\n" + "".join(rest[1:]), encoding="utf-8")
-    print(f"{file}:\n{file.read_text(encoding='utf-8')}")
+    section("Commands", HEAD.format(written=written("tests/bench/startup.py"), times=TIMES) + table(measure()))

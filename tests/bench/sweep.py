@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO))
+
+from tests.bench.common import section, written  # noqa: E402
+
 SIZES = (10, 100, 1000)
 LOOPS = (10, 100)  # a thousand launches, one by one, would take a quarter of an hour; ten times a hundred is told
 TIMES = 3
@@ -219,9 +221,7 @@ def time_parts(words: Sequence[str]) -> dict[str, float]:
 
 
 HEAD = """\
-## Sweeps
-
-Written by `make bench` on {date}: {machine}, with {told}.
+{written} With {told}.
 `launch -m {overrides} train.learning_rate=…`,
 the whole pipeline, until it returns; nothing has run yet. Beside it a shell's loop over single launches, in the same
 run; its numbers for 1,000 are ten times those for 100. Links are counted as files.
@@ -263,23 +263,17 @@ def parts_table(found: dict[int, dict[str, float]]) -> str:
 
 
 def measured() -> str:
-    from tests.bench.startup import machine
-
     with place() as here:
         parts(here, SIZES[0], 1)  # warms the disk's cache and writes bytecode
         loops = {count: one_by_one(here, count) for count in LOOPS}
         sweeps = {count: swept(here, count) for count in SIZES}
         spent = {count: parts(here, count) for count in SIZES}
-    head = HEAD.format(date=date.today(), machine=machine(), told=here.told, overrides=" ".join(OVERRIDES))
+    head = HEAD.format(written=written("tests/bench/sweep.py"), told=here.told, overrides=" ".join(OVERRIDES))
     return head + table(sweeps, loops) + FOOT.format(times=TIMES, bar=BAR) + parts_table(spent)
 
 
 def main() -> None:
-    text = measured()
-    file = REPO / "docs" / "benchmarks.md"
-    before = file.read_text(encoding="utf-8").partition("## Sweeps\n")[0].rstrip("\n") if file.exists() else ""
-    file.write_text(f"{before}\n\n{text}" if before else text, encoding="utf-8")
-    print(f"{file}:\n{text}")
+    section("Sweeps", measured())
 
 
 if __name__ == "__main__":

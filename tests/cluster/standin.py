@@ -98,15 +98,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.tell({"object": "list", "data": [{"id": self.name}]})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        stream = json.loads(self.rfile.read(int(self.headers["Content-Length"]))).get("stream")
         message = {"role": "assistant", "content": f"我是{self.name}"}
-        self.tell({"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+        choice = {"index": 0, "delta" if stream else "message": message, "finish_reason": "stop"}
+        self.tell({"object": "chat.completion", "choices": [choice]}, stream)
 
-    def tell(self, value: dict) -> None:  # type: ignore[type-arg]
+    def tell(self, value: dict, stream: bool = False) -> None:  # type: ignore[type-arg]
         allowed = self.headers.get("Authorization") == f"Bearer {self.key}"
         text = json.dumps(value).encode() if allowed else b"{}"
+        if stream:
+            text = b"data: " + text + b"\n\ndata: [DONE]\n\n"
         self.send_response(200 if allowed else 401)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/event-stream" if stream else "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

@@ -65,7 +65,7 @@ REFUSED = {
     "resume.max_attempts=0": "resume.max_attempts=0: it must be 1 or more",
     "resume.signal_seconds=0": "resume.signal_seconds=0: it must be from 1 to 65535",
     "resume.hang_minutes=-1": "resume.hang_minutes=-1: it must be more than 0",
-    "serve.port=70000": "serve.port=70000: it must be from 1 to 65535",
+    "serve.port=70000": "serve.port=70000: it must be from 1024 to 65535 (those below are root's)",
     "serve.idle_minutes=0": "serve.idle_minutes=0: it must be more than 0",
     "container=apptainer": "container.image: container.runtime=apptainer runs an image; "
     "write container.image=/path/to/image.sif (or its name in a registry)",

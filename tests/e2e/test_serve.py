@@ -18,7 +18,7 @@ import pytest
 from openai import AuthenticationError, OpenAI
 from playwright.sync_api import expect
 
-from pkuslurm.rundir import RunDir, read_json, read_jsonl
+from pkuslurm.rundir import RunDir, read_json, read_jsonl, write_json
 from tests.conftest import Demo, run, start
 from tests.serve.browser import chromium
 
@@ -137,7 +137,10 @@ def test_the_page_shows_both_side_by_side(served: Served) -> None:
 
 def test_the_terminal(served: Served) -> None:
     env = served.demo.env | {"http_proxy": "http://127.0.0.1:9"}
-    command = [sys.executable, "-m", "pkuslurm", "chat", str(served.run.path)]
+    command = [sys.executable, "-m", "pkuslurm", "chat"]  # the run that is served, not the newest
+    served.run.path.with_name("20991231-000000-newer-0000").mkdir()
+    newer = RunDir(served.run.path.with_name("20991231-000000-newer-0000"))
+    write_json(newer.run_json, (read_json(served.run.run_json) or {}) | {"run_id": newer.run_id})
     done = subprocess.run(
         command,
         input="你是谁\n/base\n你是谁\n",
@@ -148,6 +151,7 @@ def test_the_terminal(served: Served) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    newer.run_json.unlink()
     tuned, base = done.stdout.strip().splitlines()
     assert "北" in tuned and "通义千问" in base
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,47 @@ def test_refusals(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str
     assert "tuned" in refused(infer_job(run, "qwen", tmp_path / "none", None, None))
     assert "base" in refused(infer_job(run, "qwen", model, tmp_path / "none", None))
     assert "adapter_config.json" in refused(infer_job(run, "qwen", model, model, model))
+
+
+def test_three_models_are_asked_from_two_loads(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base is freed before the merged folder is loaded, which is asked as any other program would find it."""
+    done: list[str] = []
+
+    class Loaded:
+        def eval(self) -> Loaded:
+            return self
+
+    class Asker:
+        ids, dtype = [[1]], "float32"
+
+        def __init__(self, payload: dict[str, Any], tuned: Path, base: Path | None) -> None:
+            pass
+
+        def load(self, folder: Path) -> Loaded:
+            done.append(f"load {folder.name}")
+            return Loaded()
+
+        def ask(self, loaded: Loaded, name: str) -> infer.Answers:
+            done.append(f"ask {name}")
+            return infer.Answers([name])
+
+        def saved_ids(self) -> list[list[int] | None]:
+            return [[1]]
+
+    def over(loaded: Loaded, folder: Path) -> Loaded:
+        done.append("adapter")
+        return loaded
+
+    shutil.copytree(model, tmp_path / "merged")
+    peft = types.SimpleNamespace(PeftModel=types.SimpleNamespace(from_pretrained=over))
+    monkeypatch.setitem(sys.modules, "peft", peft)
+    monkeypatch.setattr(infer, "Asker", Asker)
+    monkeypatch.setattr(infer, "check_adapter", lambda name, folder: Path(folder))
+    monkeypatch.setattr(infer, "free_memory", lambda: done.append("free"))
+    job = infer_job(tmp_path / "run", "qwen", tmp_path / "merged", model, tmp_path / "adapter")
+    job["payload"]["prompts"] = [{"prompt": "hi"}]
+    infer.main(job)
+    assert done == ["load model", "ask base", "adapter", "ask adapter", "free", "load merged", "ask tuned"]
 
 
 # --- the parts

@@ -38,11 +38,11 @@ def test_from_ones_own_computer() -> None:
     quoted = "'cat '\"'\"'/home/a lice/.local/state/pkuslurm/keys/20261124-demo.key'\"'\"''"
     there = f'"$(ssh -p 2222 alice@10.0.0.9 {quoted})"'
     assert reach.lines(THERE, KEY, Path("/runs/x/merged"), "20261124-demo", LOGIN) == [
+        "tunnel        ssh -N -L 8001:192.168.77.3:8001 -p 2222 alice@10.0.0.9"
+        "   (first, on your own computer; what has 127.0.0.1 in it is for there)",
         "page          http://127.0.0.1:8001/   (any name; the password is the key)",
         "key           cat '/home/a lice/.local/state/pkuslurm/keys/20261124-demo.key'",
         "terminal      pkuslurm chat 20261124-demo",
-        "tunnel        ssh -N -L 8001:192.168.77.3:8001 -p 2222 alice@10.0.0.9"
-        "   (on your own computer, first; the lines below are for there)",
         f"OpenAI, here  export OPENAI_BASE_URL=http://192.168.77.3:8001/v1 OPENAI_API_KEY={key} "
         'NO_PROXY="$NO_PROXY,192.168.77.3"',
         f"OpenAI        export OPENAI_BASE_URL=http://127.0.0.1:8001/v1 OPENAI_API_KEY={there} "

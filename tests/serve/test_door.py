@@ -25,6 +25,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         made[0].both()
         made[0].payload["default_system"] = "Be kind."
         made[0].payload["prompts"] = [PROMPTS[1]]
+        config = {"vocab_size": 9, "max_position_embeddings": 64}
+        (made[0].model("base") / "config.json").write_text(json.dumps(config), encoding="utf-8")
         made[0].infer(ids=[[ord(letter) for letter in "system: Be short.\nuser: Who are you?"]])
         made[0].wait_ready()
         yield made[0]
@@ -174,6 +176,13 @@ def test_an_engines_refusal_is_passed_on_and_its_failure_is_a_502(door: Door, to
         status, value = door.chat(f"status {told}", stream=stream)
         assert status == passed
         assert "field wrong; another" in value["error"]["message"]
+
+
+def test_what_the_model_cannot_take_is_refused_before_its_engine_is_asked(door: Door) -> None:
+    for more, words in (({"logit_bias": {"9": 1}}, "no token 9"), ({}, "longer than the 64 tokens")):
+        status, value = door.chat("北京大学" * 500, model="base", **more)
+        assert (status, words in value["error"]["message"]) == (400, True)
+        assert door.chat("北京大学" * 500, model="tuned", **more)[0] == 200
 
 
 BAD: list[tuple[Any, int]] = [

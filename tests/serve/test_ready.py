@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from pkuslurm.serve import ready, spec
 from pkuslurm.serve.engines import Engine
 from pkuslurm.serve.errors import Failed
 from pkuslurm.serve.ready import Findings, same_text
-from pkuslurm.serve.upstream import Address
+from pkuslurm.serve.upstream import Address, Events
 from tests.serve.doors import PROMPTS, Door, ids_of, make
 
 
@@ -30,6 +31,8 @@ class Fake:
     text: str = "I am it."
     usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 13, "completion_tokens": 3})
     tokenizes: int = 200
+    tokens: Any = None
+    stream: Any = None
     status: int = 200
     note: str | None = None
     address: Address = field(default_factory=lambda: Address("key", socket="/nowhere"))
@@ -47,7 +50,10 @@ def ask(engine: Engine, method: str, path: str, body: Mapping[str, Any] | None) 
     if path == "/tokenize":
         text = "\n".join(f"{message['role']}: {message['content']}" for message in body["messages"])
         ids = [ord(letter) + fake.ids for letter in text]
-        return fake.tokenizes, {"tokens": ids, "count": len(ids)}
+        return fake.tokenizes, {"tokens": ids if fake.tokens is None else fake.tokens, "count": len(ids)}
+    if body["stream"] and fake.status == 200:
+        event = {"choices": [{"delta": {"content": "I"}, "finish_reason": "stop"}]}
+        return 200, Events(b"data: " + json.dumps(event).encode() + b"\n\n") if fake.stream is None else fake.stream
     answer = {"choices": [{"message": {"content": fake.text}, "finish_reason": "stop"}], "usage": fake.usage}
     return (fake.status, answer) if fake.status == 200 else (fake.status, {"detail": "it is broken"})
 
@@ -78,7 +84,7 @@ def test_each_question_is_asked_as_a_client_would_ask_it(door: Door) -> None:
     )
     tuned = Fake("tuned")
     assert check(door, tuned).ids == (2, 2)
-    assert tuned.asked[-1] == (
+    assert tuned.asked[-2] == (
         "/v1/chat/completions",
         {
             "model": "tuned",
@@ -132,10 +138,45 @@ def test_an_engine_without_a_tokenizer_is_compared_by_the_number_of_tokens(door:
 
 def test_what_tells_no_number_of_tokens_either_is_noted(door: Door) -> None:
     found = check(door, Fake("tuned", kind="command", tokenizes=405, usage=None))
-    assert found.notes[:2] == [
-        "tuned: the engine command tells no token ids; only their number was compared",
-        "tuned: nor does it tell their number",
+    assert found.ids is None
+    assert found.notes[:-1] == [
+        "tuned: the engine command tells neither token ids nor their number: they were not compared"
     ]
+
+
+@pytest.mark.parametrize(("status", "tokens"), [(200, []), (200, {}), (200, ["a"]), (400, None), (500, None)])
+def test_another_servers_tokenize_is_no_reason_to_refuse_it(door: Door, status: int, tokens: Any) -> None:
+    door.payload["prompts"] = [PROMPTS[0]]
+    door.infer(ids=[[0] * 13])
+    assert check(door, Fake("tuned", kind="command", tokenizes=status, tokens=tokens)).ids == (1, 1)
+    if tokens is not None:
+        with pytest.raises(Failed, match="question 1"):
+            check(door, Fake("tuned", tokenizes=status, tokens=tokens))
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        ({"choices": [{"message": {"content": "I"}}]}, "no server-sent events"),
+        (Events(b'data: {"choices": [{"message": {"content": "I"}}]}\n\ndata: [DONE]\n\n'), "has a delta"),
+        (Events(b'data: {"choices": [{"delta": {"content": "I"}}]}\n\n'), "broke off before its end"),
+        (Events(b'data: {"error": "no memory"}\n\n'), "no memory"),
+        (Events(b'data: {"choices": 3}\n\ndata: [DONE]\n\n'), "has a delta"),
+    ],
+)
+def test_an_engine_that_does_not_stream_is_refused(door: Door, stream: Any, words: str) -> None:
+    with pytest.raises(Failed, match=f"tuned: .* does not stream an answer.*{words}"):
+        check(door, Fake("tuned", stream=stream))
+
+
+def test_an_engine_that_is_silent_is_given_up(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        hung = Fake("tuned", address=Address("key", socket=path))
+        with pytest.raises(Failed, match=r"the engine of tuned \(transformers\) has not answered for 0.1 s"):
+            ready.answer(cast(Engine, hung), "POST", "/v1/chat/completions", {}, 0.1)
 
 
 def test_other_words_of_tuned_are_refused_and_of_base_noted(door: Door) -> None:
@@ -175,7 +216,7 @@ def test_without_a_result_of_infer_a_real_answer_is_enough(door: Door, left: str
         "text_checked": None,
         "notes": ["not compared: the run has no result of infer with token ids"],
     }
-    assert [path for path, _ in tuned.asked] == ["/v1/chat/completions"]
+    assert [path for path, _ in tuned.asked] == ["/v1/chat/completions"] * 2
 
 
 def test_answers_to_other_questions_are_not_compared(door: Door) -> None:
@@ -188,7 +229,7 @@ def test_without_questions_a_greeting_is_asked(door: Door) -> None:
     door.payload["prompts"] = []
     tuned = Fake("tuned")
     assert check(door, tuned).ids is None
-    assert tuned.asked[-1][1]["messages"][0]["content"]
+    assert all(body["messages"][0]["content"] for _, body in tuned.asked)
 
 
 def test_what_does_not_answer_is_refused(door: Door) -> None:
@@ -209,7 +250,7 @@ def test_an_answer_that_infer_had_cut_is_asked_for_as_long(door: Door) -> None:
     door.job_file.with_name("infer.json").write_text(json.dumps(infer), encoding="utf-8")
     tuned = Fake("tuned", text="I am", usage={"prompt_tokens": 1, "completion_tokens": 2})
     assert check(door, tuned).text is True
-    assert tuned.asked[-1][1]["max_tokens"] == 2
+    assert tuned.asked[-2][1]["max_tokens"] == 2
 
 
 @pytest.mark.parametrize(

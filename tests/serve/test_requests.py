@@ -132,6 +132,30 @@ def test_biases_are_broken_numbers_for_transformers() -> None:
     assert [(token, type(number)) for token, number in told.items()] == [("5", float)]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("given", "told"), [(1e-3, 1e-3), (9e-4, 0), (5e-324, 0), (0, 0), (0.7, 0.7)])
+def test_a_temperature_that_breaks_sampling_is_none(engine: str, given: float, told: float) -> None:
+    assert of(engine, temperature=given)["temperature"] == told
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_assistant_that_says_nothing_is_left_out(engine: str) -> None:
+    empty: dict[str, Any] = {"role": "assistant", "content": None}
+    said = [*talk("u:1"), empty, *talk("a:2", "u:3")]
+    assert of(engine, messages=said)["messages"] == talk("u:1", "a:2", "u:3")
+    with pytest.raises(BadRequest, match="at least one"):
+        of(engine, messages=[empty])
+
+
+def test_tools_that_are_not_to_be_called_are_dropped_where_none_can_be() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for engine in OURS:
+        assert of(engine, tools=tools, tool_choice="none") == of(engine)
+        with pytest.raises(BadRequest, match="calls no tools"):
+            of(engine, tools=tools, tool_choice="auto")
+    assert of("vllm", tools=tools, tool_choice="none")["tools"] == tools
+
+
 def test_the_new_name_for_the_most_tokens_is_the_old_one() -> None:
     assert of("transformers", max_completion_tokens=7)["max_tokens"] == 7
 

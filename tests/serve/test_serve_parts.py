@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,12 +16,14 @@ import pytest
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.serve import endpoint, relay, run
-from pkuslurm.serve.behind import Activity
-from pkuslurm.serve.engines import Engine
+from pkuslurm.serve.behind import Activity, Behind
+from pkuslurm.serve.door import bind
+from pkuslurm.serve.engines import Engine, Engines
 from pkuslurm.serve.errors import Failed
 from pkuslurm.serve.refusal import BadRequest
 from pkuslurm.serve.sharing import Share, shares
-from pkuslurm.serve.upstream import Address, listener, words_of
+from pkuslurm.serve.spec import Spec
+from pkuslurm.serve.upstream import Address, listeners, words_of
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,19 @@ def test_without_any_way_out_a_cluster_address_is_refused(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("text", ["", "x", "9" * 30])
 def test_an_end_that_slurm_does_not_tell_is_none(text: str) -> None:
     assert endpoint.ends({"SLURM_JOB_END_TIME": text}) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("2100-01-02T03:04:05\n", "2100-01-02T03:04:05"), ("Unknown\n", None), ("N/A\n", None), ("", None), (None, None)],
+)
+def test_an_older_slurm_is_asked_for_the_jobs_end(said: str | None, told: str | None) -> None:
+    asked: list[tuple[str, ...]] = []
+    end = endpoint.ends({"SLURM_JOB_ID": "17"}, lambda *words: asked.append(words) or said)  # type: ignore[func-returns-value]
+    assert asked == [("squeue", "-h", "-j", "17", "-o", "%e")]
+    assert (end or "")[:19] == (told or "")
+    later = {"SLURM_JOB_ID": "17", "SLURM_JOB_END_TIME": "4102444800"}
+    assert endpoint.ends(later, lambda *words: pytest.fail("it was asked")) is not None
 
 
 def test_an_endpoint_that_cannot_be_written_is_said(tmp_path: Path) -> None:
@@ -128,21 +146,80 @@ def test_whose_process_listens_at_a_port_is_known() -> None:
     with socket.socket() as mine:
         mine.bind(("127.0.0.1", 0))
         port = mine.getsockname()[1]
-        assert listener(port, Path("/proc/net/tcp").read_text()) is None
+        assert listeners(port, Path("/proc/net/tcp").read_text()) == set()
         mine.listen()
-        assert listener(port, Path("/proc/net/tcp").read_text()) == os.geteuid()
-    table = "head\n 0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1001 0 1 1\n"
-    assert (listener(8000, table), listener(8001, table)) == (1001, None)
+        assert listeners(port, Path("/proc/net/tcp").read_text()) == {os.geteuid()}
+
+
+@pytest.mark.parametrize(
+    ("host", "answers"),
+    [
+        ("0100007F", True),
+        ("00000000", True),
+        ("0100000A", False),
+        (32 * "0", True),
+        ("0000000000000000FFFF00000100007F", True),
+        ("00000000000000000000000001000000", False),
+    ],
+)
+def test_who_listens_elsewhere_does_not_answer_at_ours(host: str, answers: bool) -> None:
+    row = f" 0: {host}:1F40 {len(host) * '0'}:0000 0A 00000000:00000000 00:00000000 00000000  1001 0 1 1"
+    table = f"head\n{row}\n{row.replace('1001', '1002')}\n"
+    assert listeners(8000, table) == ({1001, 1002} if answers else set())
+    assert listeners(8001, table) == set()
+
+
+def test_the_other_protocols_listeners_are_looked_at_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    table = tmp_path / "tcp6"
+    user = os.geteuid() + 1
+    table.write_text(f"head\n 0: {32 * '0'}:1F40 {32 * '0'}:0000 0A 0:0 00:0 0 {user} 0 1 1\n")
+    monkeypatch.setattr(run, "_TABLES", (tmp_path / "no", table))
+    with pytest.raises(Failed, match=f"user {user} has taken port 8000"):
+        run._answers(cast(Engine, SimpleNamespace(name="tuned", address=Address("key", port=8000))))
+
+
+def test_an_engine_that_never_answers_is_given_up() -> None:
+    engine = SimpleNamespace(name="tuned", kind="vllm", look=lambda: False)
+    preparing = run._Preparing(cast(Spec, None), cast(Engines, SimpleNamespace(all=[engine])), 0.15)
+    preparing.run()
+    assert isinstance(preparing.error, Failed)
+    assert "the engine of tuned (vllm) has not answered for 0.0025 minutes" in str(preparing.error)
 
 
 def test_an_engines_port_that_another_user_has_taken_gets_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(run, "listener", lambda port, table: os.geteuid() + 1)
+    monkeypatch.setattr(run, "listeners", lambda port, table: {os.geteuid() + 1})
     monkeypatch.setattr(run, "ask", lambda *words, **more: asked.append(words) or (200, {}))
     engine = SimpleNamespace(name="tuned", address=Address("key", port=8000))
     with pytest.raises(Failed, match="has taken port 8000"):
         run._answers(cast(Engine, engine))
     assert asked == []
+
+
+def test_who_has_not_shown_the_key_is_shown_out_however_slowly_it_asks() -> None:
+    server = bind("127.0.0.1", 0, Behind("k" * 32, ("tuned",)))
+    server.stranger_seconds = 0.3
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    known = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    address = ("127.0.0.1", server.server_port)
+    try:
+        with socket.create_connection(address, timeout=5) as slow, socket.create_connection(address, timeout=5) as mute:
+            known.request("GET", "/v1/models", headers={"Authorization": "Bearer " + "k" * 32})
+            assert known.getresponse().read()
+            began, place = time.monotonic(), known.sock
+            with pytest.raises(OSError):
+                while time.monotonic() - began < 5:
+                    slow.sendall(b"G")
+                    time.sleep(0.05)
+            assert time.monotonic() - began < 3
+            assert mute.recv(1) == b""
+            known.request("GET", "/v1/models", headers={"Authorization": "Bearer " + "k" * 32})
+            assert known.getresponse().status == 200
+            assert known.sock is place
+    finally:
+        known.close()
+        server.shutdown()
+        server.server_close()
 
 
 def test_an_answer_that_is_no_object_is_the_engines_failure() -> None:
