@@ -22,7 +22,7 @@ from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import RunPlan, plan
 from pkuslurm.preflight.resolve import check_machine, resolve
 from pkuslurm.preflight.slurm import check_login_node, check_slurm
-from pkuslurm.read.find import remember
+from pkuslurm.read.places import remember
 from pkuslurm.read.text import safe
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import dry_run_text, labelled

@@ -39,7 +39,7 @@ def foreseen(overrides: Sequence[str], roots: Sequence[Path], defaults: Defaults
     ):
         return None
     if executor is None and files["cluster"] is not None:
-        content = presets.load(files["cluster"])
+        content = presets.plain(files["cluster"])
         executor = str(content.get("cluster", content).get("executor", "local"))  # with notes it is @package _global_
     kind, data, model = decisive
     default = "tiny" if executor == "local" else "qwen2.5-1.5b-instruct"

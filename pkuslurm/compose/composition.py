@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -175,7 +174,7 @@ def _store_primary(own: Defaults) -> None:
 
 
 def _primary() -> DictConfig:
-    return copy.deepcopy(presets.load(CONF.resolve() / "config.yaml"))
+    return OmegaConf.create(presets.plain(CONF.resolve() / "config.yaml"))
 
 
 def _compose(overrides: Sequence[str], roots: Sequence[Path]) -> tuple[DictConfig, dict[str, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from pkuslurm.compose.words import GROUPS, nearest, nearest_key
@@ -97,10 +98,24 @@ def _ours(file: Path) -> DictConfig:
 
 
 def plain(file: Path) -> dict[str, Any]:
-    """``load``, references as they are written."""
-    content = OmegaConf.to_container(load(file))
+    """The same as plain values, references as they are written; to be read only."""
+    content = _quickly(file) if is_ours(file) else OmegaConf.to_container(load(file))
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+@cache
+def _quickly(file: Path) -> Any:
+    """A file of ours by libyaml: without it the half of a launch's composing is reading YAML."""
+    return yaml.load(file.read_bytes(), Loader=_loader()) or {}
+
+
+@cache
+def _loader() -> Any:
+    """OmegaConf's loader (for which 1e-4 is a number) on libyaml's parser, where PyYAML has that."""
+    pure = get_yaml_loader()
+    fast = getattr(yaml, "CSafeLoader", None)
+    return pure if fast is None else type("Loader", (fast,), {"yaml_implicit_resolvers": pure.yaml_implicit_resolvers})
 
 
 def is_global(file: Path) -> bool:
@@ -163,8 +178,7 @@ def keys_of(group: str, choice: str | None, roots: Sequence[Path], seen: tuple[P
     file = file_of(group, choice, roots)
     if file is None or file in seen:
         return {}
-    content = OmegaConf.to_container(load(file))
-    assert isinstance(content, dict)
+    content = plain(file)
     keys: dict[str, Path] = {}
     for entry in _same_group(content.pop("defaults", None)):
         keys |= keys_of(group, entry, roots, (*seen, file))
@@ -190,8 +204,7 @@ def sweep_of(experiment: str | None, roots: Sequence[Path], seen: tuple[Path, ..
     file = file_of("experiment", experiment, roots)
     if file is None or file in seen:
         return {}
-    content = OmegaConf.to_container(load(file))
-    assert isinstance(content, dict)
+    content = plain(file)
     params: dict[str, tuple[str, Path]] = {}
     for entry in _same_group(content.get("defaults")):
         params |= sweep_of(entry, roots, (*seen, file))
@@ -224,9 +237,7 @@ def defaults(roots: Sequence[Path]) -> Defaults:
     for file in (root / "defaults.yaml" for root in roots):
         if not file.is_file():
             continue
-        content = OmegaConf.to_container(load(file))
-        assert isinstance(content, dict)
-        for key, value in {str(key): value for key, value in content.items()}.items():
+        for key, value in plain(file).items():
             if key in GROUPS and not isinstance(value, dict):
                 if key not in files and value is not None:
                     if file_of(key, str(value), roots) is None:

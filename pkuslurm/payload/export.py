@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import refuse
-from .merge_files import put_config, put_tokenizer, tokenizer_files
+from .merge_files import proved, put_config, put_tokenizer
 from .models import (
     Proof,
     Unequal,
@@ -48,12 +48,7 @@ def export(
     free_memory()
     seconds["load"] = time.monotonic() - mark
     return {
-        "mode": "merge",
-        "tensors": proof.tensors,
-        "equal": proof.equal,
-        "max_abs_diff": proof.max_abs_diff,
-        "dtype": proof.dtype,
-        "tokenizer_files": [file.name for file in tokenizer_files(base)],
+        **proved(proof, base),
         "chat_template": chat_template,
         "config": config,
         "export_device": args["export_device"],

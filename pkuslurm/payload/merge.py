@@ -17,7 +17,17 @@ from typing import Any
 
 from .export import export, load
 from .files import open_files, refuse, versions, write_json
-from .merge_files import MODEL_FILES, clean, has_template, link, put_config, put_tokenizer, swap, tokenizer_files
+from .merge_files import (
+    MODEL_FILES,
+    clean,
+    has_template,
+    link,
+    proved,
+    put_config,
+    put_tokenizer,
+    swap,
+    tokenizer_files,
+)
 from .models import Unequal, check_adapter, check_base, free_memory, model_dtype, quiet, weight_files
 
 # Keys that make the export something that the proof cannot follow.
@@ -110,12 +120,7 @@ def _stream(
     seconds["proof"] = time.monotonic() - mark
     print(f"pkuslurm: merge: streamed, {proof.tensors} tensors, {len(planned.changes)} of them changed", flush=True)
     return {
-        "mode": "merge",
-        "tensors": proof.tensors,
-        "equal": proof.equal,
-        "max_abs_diff": proof.max_abs_diff,
-        "dtype": proof.dtype,
-        "tokenizer_files": [file.name for file in tokenizer_files(base)],
+        **proved(proof, base),
         "chat_template": chat_template,
         "config": "base",
         "export_device": "cpu",

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from .models import model_dtype
+from .models import Proof, model_dtype
 
 # What transformers 5 writes of a tokenizer does not load in 4.57, so these come from the base, byte for byte.
 TOKENIZER_FILES = (
@@ -29,6 +31,11 @@ TOKENIZER_FILES = (
 MODEL_FILES = ("config.json", "*preprocessor_config.json", "processor_config.json", "*.py")
 # What may differ between two config.json that describe the same model.
 _CONFIG_NOISE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
+
+
+def proved(proof: Proof, base: Path) -> dict[str, Any]:
+    """What results/merge.json says of a merge, whichever way it went."""
+    return {"mode": "merge", **asdict(proof), "tokenizer_files": [file.name for file in tokenizer_files(base)]}
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

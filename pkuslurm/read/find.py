@@ -15,6 +15,10 @@ from pkuslurm import sweepdir
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import ended, status, sweep
 from pkuslurm.read.memory import Memory
+from pkuslurm.read.places import absolute
+from pkuslurm.read.places import remember as remember
+from pkuslurm.read.places import roots as roots
+from pkuslurm.read.places import state_file as state_file
 from pkuslurm.rundir import RunDir, read_json
 from pkuslurm.sweepdir import SweepDir
 
@@ -47,40 +51,11 @@ class Listed:
         }
 
 
-def roots(given: Sequence[Path] | None, environ: Mapping[str, str]) -> list[Path]:
-    """Where runs are looked for: --run-root, else $PKUSLURM_RUN_ROOT, else every run_root that launch has used."""
-    if given:
-        return [_absolute(path) for path in given]
-    if environ.get("PKUSLURM_RUN_ROOT"):
-        return [_absolute(Path(environ["PKUSLURM_RUN_ROOT"]))]
-    # the default run_root of a launch from here, which another user's list may not know
-    here = Path("runs").absolute()
-    known = _remembered(environ)
-    return known if here in known or not os.path.isdir(here) else [*known, here]
-
-
-def remember(root: Path, environ: Mapping[str, str]) -> None:
-    """Add ``root`` to the list in the user's state directory; where that cannot be written, --run-root helps."""
-    file = state_file(environ)
-    root = _absolute(root)
-    line = os.fsencode(root)
-    if file is None or b"\n" in line or root in _remembered(environ):
-        return
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # one write in append mode: two launches at once lose nothing
-        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(handle, line + b"\n")
-        finally:
-            os.close(handle)
-
-
 def find(run: str | None, places: Sequence[Path], memory: Memory | None = None) -> Path:
     """The directory of ``run``, which may be a sweep. Raises PkuslurmError: none, or more than one; where it looked."""
     if run == "":
         raise PkuslurmError("RUN is empty; name a run, or leave it out for the newest")
-    if run is not None and (point := _POINT.fullmatch(run)) and not _is_run(_absolute(Path(run))):
+    if run is not None and (point := _POINT.fullmatch(run)) and not _is_run(absolute(Path(run))):
         return _point(run, find(point[1], places, memory), int(point[2]))
     if run is not None and ("/" in run or run in (".", "..") or _is_run(Path(run))):
         return _by_path(run)
@@ -186,7 +161,7 @@ def _point(run: str, home: Path, number: int) -> Path:
 
 
 def _by_path(run: str) -> Path:
-    path = _absolute(Path(run))
+    path = absolute(Path(run))
     if path.name in ("run.json", "sweep.json") and _is_run(path.parent):
         path = path.parent
     if not _is_run(path):
@@ -222,13 +197,6 @@ def _denied(file: Path, error: OSError) -> str:
     return f"{file}: {error.strerror or error}{hint}"
 
 
-def _absolute(path: Path) -> Path:
-    """``..`` taken out, symbolic links kept: the name that the user knows."""
-    with suppress(RuntimeError):  # ~nobody
-        path = path.expanduser()
-    return Path(os.path.abspath(path))
-
-
 def _all(places: Sequence[Path], memory: Memory | None = None) -> list[Path]:
     """Every run and sweep below ``places``, newest first; the same directory by two names once."""
     memory = memory or Memory()
@@ -244,23 +212,3 @@ def _all(places: Sequence[Path], memory: Memory | None = None) -> list[Path]:
                         when = memory.created(folder, file, os.stat(file))
                         found.setdefault((identity.st_dev, identity.st_ino), (when, name, folder))
     return [Path(folder) for _, _, folder in sorted(found.values(), reverse=True)]
-
-
-def state_file(environ: Mapping[str, str]) -> Path | None:
-    """The list of run_roots in the user's state directory; None where there is no place for one."""
-    state = environ.get("XDG_STATE_HOME")
-    # the XDG specification: a relative path is to be ignored
-    if state and Path(state).is_absolute():
-        return Path(state) / "pkuslurm" / "run_roots"
-    home = environ.get("HOME")
-    return Path(home) / ".local" / "state" / "pkuslurm" / "run_roots" if home else None
-
-
-def _remembered(environ: Mapping[str, str]) -> list[Path]:
-    file = state_file(environ)
-    try:
-        lines = file.read_bytes().split(b"\n") if file else []
-    except OSError:
-        lines = []
-    # a torn last line is no absolute path, or a folder that does not exist: harmless
-    return [Path(os.fsdecode(line)) for line in dict.fromkeys(lines) if line.startswith(b"/") and b"\0" not in line]

@@ -14,7 +14,7 @@ from pkuslurm.slurm.parse import ALIVE, Row
 class Asked:
     """What Slurm said. A job that is in ``missing`` is unknown to it; others without a row were not asked for.
 
-    Those in ``forgotten`` the controller no longer knows, and accounting has told all that will ever be known of them.
+    Those in ``forgotten`` the controller no longer knows, and accounting has told how they ended: that stays so.
     """
 
     rows: Mapping[str, Row] = field(default_factory=dict)
@@ -56,4 +56,5 @@ def ask(job_ids: Sequence[str]) -> Asked:
         if now.complete:
             missing = {job_id for job_id in left if job_id not in rows}
         problem = problem or then.problem
-    return Asked(rows, frozenset(missing), frozenset() if problem else frozenset(left), problem)
+    forgotten = () if problem else (job_id for job_id in left if job_id in rows)
+    return Asked(rows, frozenset(missing), frozenset(forgotten), problem)

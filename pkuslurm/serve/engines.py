@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from pkuslurm.worker import inside, network
 from pkuslurm.worker.devices import count_files
 from pkuslurm.worker.guard import VARIABLE, Guard
 from pkuslurm.worker.job import Job
-from pkuslurm.worker.processes import become_subreaper, descendants, end_with
+from pkuslurm.worker.processes import become_subreaper, end_with, sweep
 
 # the worker gives us 3 s after its TERM; the folder and the endpoint's file must be gone by then
 TERM_SECONDS = 2.0
@@ -38,7 +37,6 @@ LAST_LINES = 5
 # what a payload ends with when it refuses, its words in its last line
 _REFUSED = 2
 _MARK = "pkuslurm: "
-_POLL_SECONDS = 0.05
 _LONGEST = 1 << 16
 # of the worker's own meeting, which is none of the engines'
 _NOT_THEIRS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "NNODES", "NPROC_PER_NODE")
@@ -143,28 +141,15 @@ class Engines:
     def end(self) -> None:
         """TERM to everything below us, KILL to what is left; what a daemon runs for us ends, too."""
         for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
-            if not self._sweep(number, seconds):
+            if not sweep(number, seconds, self._reap, self._guard.pid):
                 break
         for engine in self.all:
             inside.end(engine.start)
         self._guard.dismiss()
 
-    def _sweep(self, number: signal.Signals, seconds: float) -> bool:
-        """Whether something is left that ``number`` did not end within ``seconds``."""
-        deadline = time.monotonic() + seconds
-        told: set[tuple[int, int]] = set()
-        while True:
-            for engine in self.all:
-                engine.popen.poll()
-            left = [one for one in descendants(os.getpid()) if not one.zombie and one.pid != self._guard.pid]
-            for process in left:
-                if number == signal.SIGKILL or (process.pid, process.start) not in told:
-                    told.add((process.pid, process.start))
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.kill(process.pid, number)
-            if not left or time.monotonic() > deadline:
-                return bool(left)
-            time.sleep(_POLL_SECONDS)
+    def _reap(self) -> None:
+        for engine in self.all:
+            engine.popen.poll()
 
 
 def dead(name: str, kind: str, code: int, last: Sequence[str]) -> Exception:

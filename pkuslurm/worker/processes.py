@@ -15,7 +15,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,21 +169,30 @@ class Tree:
         return left
 
     def _sweep(self, number: signal.Signals, seconds: float) -> list[int]:
-        deadline = time.monotonic() + seconds
-        told: set[tuple[int, int]] = set()
-        while True:
-            self.poll()
-            left = [one for one in descendants(os.getpid()) if not one.zombie and one.pid != self._guard.pid]
-            for process in left:
-                # one TERM each (a second one makes some programs give up cleaning), KILL as often as it takes
-                if number == signal.SIGKILL or (process.pid, process.start) not in told:
-                    told.add((process.pid, process.start))
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.kill(process.pid, number)
-            if not left or time.monotonic() > deadline:
-                self.poll()
-                return [process.pid for process in left]
-            time.sleep(0.05)
+        left = sweep(number, seconds, self.poll, self._guard.pid)
+        self.poll()
+        return left
+
+
+def sweep(number: signal.Signals, seconds: float, poll: Callable[[], object], spared: int | None) -> list[int]:
+    """Send ``number`` to everything below this process but ``spared``; what it did not end within ``seconds``.
+
+    ``poll`` reaps the children that the caller knows.
+    """
+    deadline = time.monotonic() + seconds
+    told: set[tuple[int, int]] = set()
+    while True:
+        poll()
+        left = [one for one in descendants(os.getpid()) if not one.zombie and one.pid != spared]
+        for process in left:
+            # one TERM each (a second one makes some programs give up cleaning), KILL as often as it takes
+            if number == signal.SIGKILL or (process.pid, process.start) not in told:
+                told.add((process.pid, process.start))
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(process.pid, number)
+        if not left or time.monotonic() > deadline:
+            return [process.pid for process in left]
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ HEAD = """\
 is compared to. Seconds depend on the machine; what counts is the ratio.
 """
 # how the sections follow each other; any other comes after them
-ORDER = ("Commands", "Launch", "Many runs", "Start-up", "Training", "Merge", "Asking", "Sweeps")
+ORDER = ("Commands", "Launch", "Many runs", "Start-up", "Training", "Merges", "Asking", "Sweeps")
 Result = TypeVar("Result")
 
 

@@ -17,11 +17,13 @@ from pkuslurm.read import find, status
 from pkuslurm.read.find import Listed
 from pkuslurm.read.memory import Memory
 from pkuslurm.rundir import RunDir, write_json, write_text
+from pkuslurm.slurm import commands, parse
 from tests.conftest import environment
 from tests.read import fake_run, fake_sweep
 from tests.read.fake_run import edit, finished, make, state
 from tests.read.many_runs import age, counted, finish, living
 
+GONE = parse.Row("8", "key-8", "CANCELLED", "CANCELLED", None, None, "", "", None, "me")
 # the command itself, and on stderr what it opens
 WATCHED = """\
 import sys
@@ -160,3 +162,36 @@ def test_the_newest_is_found_without_opening_the_others(tmp_path: Path, monkeypa
     memory = Memory(tmp_path / "ended.json")
     monkeypatch.setattr("pkuslurm.read.memory.read_json", lambda file: pytest.fail(f"{file} is read"))
     assert find.find(None, [root], memory) == runs[0].path
+    monkeypatch.undo()
+    edit(runs[1].run_json, created="2028-01-01T00:00:00+08:00")
+    assert find.find(None, [root], Memory(tmp_path / "ended.json")) == runs[1].path
+
+
+@pytest.mark.parametrize(
+    ("controller", "accounting", "kept"),
+    [
+        (commands.Answer({}, True), commands.Answer({"8": GONE}, True), True),
+        (commands.Answer({}, True), commands.Answer({}, True), False),
+        (commands.Answer({"8": GONE}, True), commands.Answer({}, True), False),
+        (commands.Answer({}, False, "no answer"), commands.Answer({"8": GONE}, True), False),
+        (commands.Answer({}, True), commands.Answer({}, False, "there is no sacct"), False),
+    ],
+    ids=["forgotten", "not yet in accounting", "still known", "silent", "no accounting"],
+)
+def test_a_slurm_job_is_remembered_once_the_controller_has_forgotten_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    controller: commands.Answer,
+    accounting: commands.Answer,
+    kept: bool,
+) -> None:
+    """While it knows it, it can be requeued; and where one of the two does not answer, the other may not know all."""
+    monkeypatch.setattr(commands, "queue", lambda ids: controller)
+    monkeypatch.setattr(commands, "accounting", lambda ids: accounting)
+    root = tmp_path / "runs"
+    run = make(root, "on-slurm")
+    entry = {"job_id": "8", "key": "key-8", "first_attempt": 1, "parents": [], "num_nodes": 1}
+    edit(run.run_json, executor="slurm", launcher=None, jobs={"train": entry}, pipeline=["train"])
+    age(root, 3600)
+    listed(root)
+    assert (remembered(root) == {"on-slurm"}) is kept
