@@ -26,8 +26,10 @@ from . import ranks
 
 # the modules that LLaMA-Factory and its trainer import, in their order, each name only where no other brings it along
 MODULES = Path(__file__).with_name("preload.txt")
-# the ranks' own: it asks the devices
+# the ranks' own: its import asks the devices
 NEVER = "llamafactory"
+# LLaMA-Factory first mends what this one asks of transformers: without that all optional packages seem installed
+AFTER = "trl"
 # with more than one thread the libraries start theirs while they are imported, and a fork has none of them
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # started by pyarrow's allocator, which stops and restarts it around a fork
@@ -82,7 +84,7 @@ def listed() -> list[str]:
 def preload(modules: Sequence[str]) -> None:
     """Import ``modules``; what is not there, or fails, is left to the rank that needs it, which says so."""
     for name in modules:
-        if name.partition(".")[0] != NEVER:
+        if name.partition(".")[0] not in (NEVER, AFTER):
             with suppress(Exception):
                 importlib.import_module(name)
 

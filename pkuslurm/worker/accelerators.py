@@ -32,7 +32,7 @@ class Accelerator:
     smi: str = ""  # what shows the cards
     address: str = ""  # the variable for the address over which the ranks talk
     interfaces: tuple[str, ...] = ("GLOO_SOCKET_IFNAME",)  # and for the interface's name
-    launcher: str = "torchrun"  # where cluster.launcher=auto; a fork is measured and safe on CPUs alone
+    launcher: str = "torchrun"  # where cluster.launcher=auto
 
 
 ACCELERATORS: Mapping[str, Accelerator] = {
@@ -49,7 +49,6 @@ ACCELERATORS: Mapping[str, Accelerator] = {
             # OpenMP's threads spin while they wait: beside another busy process that makes torch ten times slower
             "OMP_WAIT_POLICY": "PASSIVE",
         },
-        launcher="prefork",
     ),
     "cuda": Accelerator(
         device="cuda",

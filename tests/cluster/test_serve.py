@@ -30,7 +30,9 @@ for model in [one.id for one in client.models.list()]:
 print(json.dumps(found))
 """
 # what another user of the same node can see and touch
-LOOK = "ps -eo args; cat /proc/*/environ /proc/*/cmdline; cat /tmp/pkuslurm-*/* ; ls -R /tmp; ls -lR {state}; cat {key}"
+LOOK = (
+    "ps -wweo args; cat /proc/*/environ /proc/*/cmdline; cat /tmp/pkuslurm-*/* ; ls -R /tmp; ls -lR {state}; cat {key}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +68,8 @@ def test_a_real_run_for_its_owner_alone(slurm: Cluster, trained: Path) -> None:
     assert serve["state"] == "RUNNING" and found["state"] == "COMPLETED"
     assert not host.startswith(("127.", "0.")) and f":{host}:" in told["tunnel"]
     published = json.loads((trained / "state" / "serve.endpoint.json").read_text(encoding="utf-8"))
-    assert published["ids_checked"] == [10, 10] and published["text_checked"] is True and published["ends"], published
+    same, asked = published["ids_checked"]
+    assert same == asked > 0 and published["text_checked"] is True and published["ends"], published
 
     script = slurm.run("pkalice", [str(slurm.python), "-c", OPENAI, told["base_url"], told["key_file"]], env=THREADS)
     assert script.returncode == 0, script.stderr

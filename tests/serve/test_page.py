@@ -20,7 +20,6 @@ INFO: dict[str, Any] = {
     "models": ["base", "tuned"],
     "prompts": ["你是谁", "Who developed you?"],
     "engine": {"name": "transformers", "version": "5.6.2", "dtype": "bfloat16"},
-    "ends": (datetime.now().astimezone() + timedelta(hours=2, minutes=30, seconds=30)).isoformat(),
     "idle_minutes": 30,
 }
 SAID = {
@@ -63,7 +62,8 @@ def page_of(browser: Browser, door: Door, url: str = "", **context: Any) -> Iter
 
 @pytest.fixture
 def door() -> Iterator[Door]:
-    with opened(Door(answers, INFO, "/proxy/8123/")) as door:
+    ends = datetime.now().astimezone() + timedelta(hours=2, minutes=30, seconds=30)
+    with opened(Door(answers, INFO | {"ends": ends.isoformat()}, "/proxy/8123/")) as door:
         yield door
 
 
