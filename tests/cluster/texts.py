@@ -30,6 +30,8 @@ SlurmdLogFile={layout.base}/log/%n.log
 SlurmctldTimeout=30
 SlurmdTimeout=20
 KillWait=5
+# where there is one slurmd says when a job is over, and its dependents start then; else a second later
+Epilog=/bin/true
 MinJobAge={layout.min_job_age}
 ReturnToService=2
 SlurmdParameters=config_overrides
