@@ -3,12 +3,15 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 NODES ?= 2
+N ?= 40
+SEED ?=
 CLUSTER ?= local
 RUN ?=
+DIR ?=
 ARGS ?=
 
 .PHONY: help setup setup-dev demo test lint train merge infer report status constraints \
-        retry cancel test-faults bench slurm-up slurm-down serve chat
+        retry cancel bundle test-faults bench slurm-up slurm-down serve chat
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -22,14 +25,14 @@ setup-dev:
 demo: setup ## the whole pipeline here: a tiny model, two nodes as processes, to a report
 	@$(PY) -m pkuslurm.launch nodes=2 $(ARGS)
 
-test: setup-dev ## all tests (ARGS="-k name" for some)
+test: setup-dev ## all tests, in two processes (ARGS="-k name" for some, in one)
 	@if [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then .ci/slurm packages; else \
 	    echo "tests/cluster is skipped: a Slurm cluster of its own needs root on Debian or Ubuntu" >&2; \
 	    export PKUSLURM_WITHOUT_SLURM=1; fi; \
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto $(ARGS)
 
 lint: setup-dev ## ruff, mypy --strict, the layers, shellcheck
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && .venv/bin/lint-imports --no-cache && \
+	@$(PY) -m ruff check . .ci/bundle && $(PY) -m ruff format --check . .ci/bundle && $(PY) -m mypy && .venv/bin/lint-imports --no-cache && \
 	    .venv/bin/shellcheck sbatch/*.sbatch .ci/run .ci/setup .ci/setup-0.9.4 .ci/slurm
 
 train: setup ## one run (NODES=2 CLUSTER=local ARGS="train.learning_rate=5e-5")
@@ -59,6 +62,10 @@ retry: setup ## once more what is not complete of a run (RUN=id)
 cancel: setup ## end a run (RUN=id)
 	@$(PY) -m pkuslurm cancel $(if $(RUN),"$(RUN)") $(ARGS)
 
+bundle: ## one folder for PYTHONPATH (DIR=/path), for an image or a pod without an index (docs/images.md)
+	@[ -x $(PY) ] || .ci/setup base
+	@$(PY) .ci/bundle "$(DIR)"
+
 constraints: ## pin the newest versions that fit (needs uv)
 	uv pip compile -q pyproject.toml --upgrade --python-version 3.11 --universal --no-annotate --no-header -o .constraints/base.txt
 	uv pip compile -q pyproject.toml --upgrade --extra train --extra dev --python-version 3.11 --universal --no-annotate --no-header -o .constraints/train.txt
@@ -74,6 +81,8 @@ slurm-up: ## a real Slurm cluster on this Debian machine, as root (tests/cluster
 slurm-down: ## remove exactly what slurm-up made
 	@.ci/slurm down
 
-test-faults: setup-dev ## the long fault rows on a real Slurm (as root, Debian; a quarter of an hour)
-	@.ci/slurm packages && $(PY) -m pytest -m faults tests/cluster $(ARGS)
+test-faults: setup-dev ## every fault, most on a real Slurm, into docs/reliability.md (as root, Debian; an hour; ARGS="-k row")
+	@.ci/slurm packages && $(PY) -m pytest -m "faults or row" --record $(ARGS)
 
+soak: setup-dev ## N pipelines under random faults, from a SEED that is printed (as root, Debian; twenty minutes)
+	@.ci/slurm packages && $(PY) -m tests.faults.soak -n $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
     """Run job ``kind`` of ``run``; a complete one only with ``force`` or other settings. Its exit code."""
+    from pkuslurm.submit.alone import check_place
+
     job = read_json(run.job(kind))
     if job is None:
         raise PkuslurmError(f"{run.run_id}: this run has no {kind} job")
     check_owner(run)
+    check_place(run)
     complete = marker.doubt(run, run.run_id, kind) is None
     gone = pruned.read(run)
     proved = proof.marker_of(run, run.run_id, kind, gone)[0] is not None  # also where prune took what it made
@@ -72,10 +75,9 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
 def _on_slurm(redo: _Redo, keep_old: bool) -> int:
     """Submitted under its next key; the report is written anew by `pkuslurm report` when it has ended."""
     from pkuslurm.submit import queue, slurm
-    from pkuslurm.submit.alone import alone, check_place
+    from pkuslurm.submit.alone import alone
 
     run, kind = redo.run, redo.kind
-    check_place(run)
     with alone(run) as document:
         queue.adopt(document)
         if kind in (living := queue.alive(document)):

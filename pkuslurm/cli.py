@@ -12,7 +12,7 @@ from pkuslurm import __version__
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.guard import guarded
 
-NOT_YET = ("fetch", "watch", "why")
+NOT_YET = ("watch", "why")
 HELPS = {
     "launch": "start a run: pkuslurm launch key=value …; launch --help",
     "runs": "all runs, newest first, and what they take on the disk",
@@ -25,6 +25,7 @@ HELPS = {
     "infer": "ask the questions again, or others: infer RUN prompts=[…]",
     "serve": "let its models answer, base and tuned, behind a key: a page, an OpenAI endpoint; serve RUN port=9000",
     "chat": "talk to them on the terminal",
+    "fetch": "download a model, from ModelScope or Hugging Face, to where launch finds it: fetch Qwen/Qwen3-0.6B",
     "prune": "show what can be removed from complete runs; --yes removes it",
     "doctor": "what is installed where, which devices and disks are there, what to mend",
 }
@@ -53,7 +54,8 @@ def _main(argv: list[str]) -> int:
     ):
         raise PkuslurmError(f"{verb} {' '.join(rest)}: not understood; {verb} --help lists all")
     # only now, and only this one's: `--help` and a mistyped verb answer at once
-    module = {"prune": "pkuslurm.prune", "doctor": "pkuslurm.doctor"}.get(verb, "pkuslurm.verbs")
+    modules = {"prune": "pkuslurm.prune", "doctor": "pkuslurm.doctor", "fetch": "pkuslurm.fetch"}
+    module = modules.get(verb, "pkuslurm.verbs")
     run: int = import_module(module).main(arguments, rest)
     return run
 
@@ -91,11 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, text in HELPS.items():
         one = verbs.add_parser(verb, help=text, description=text)
-        if verb != "doctor":
+        if verb not in ("doctor", "fetch"):
             one.add_argument("--run-root", help="look for runs in this folder only")
         if verb == "prune":
             one.add_argument("runs", nargs="*", metavar="RUN", help="these runs; without one: all")
-        elif verb not in ("runs", "doctor"):
+        elif verb not in ("runs", "doctor", "fetch"):
             one.add_argument("run", nargs="?", metavar="RUN")
         if verb in JSON:
             one.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -138,6 +140,16 @@ def _chat(one: argparse.ArgumentParser) -> None:
     )
 
 
+def _fetch(one: argparse.ArgumentParser) -> None:
+    one.add_argument("model", metavar="MODEL", help="its id, OWNER/NAME, a preset's name, or the address of its page")
+    text = "the model's folder (default: OWNER/NAME in $PKUSLURM_MODELS, else in cache_root/models)"
+    one.add_argument("--to", metavar="DIR", help=text)
+    text = "modelscope (default), huggingface, or a mirror's address; $MODELSCOPE_ENDPOINT and $HF_ENDPOINT are used"
+    one.add_argument("--from", dest="source", metavar="HUB", help=text)
+    one.add_argument("--revision", metavar="NAME", help="a branch, a tag or a commit")
+    one.add_argument("--code", action="store_true", help="its *.py too, for model.trust_remote_code=true: read them")
+
+
 def _prune(one: argparse.ArgumentParser) -> None:
     one.add_argument("--yes", action="store_true", help="remove it; without this it is only shown")
     one.add_argument("--older", type=float, metavar="DAYS", help="only what was not changed for so many days")
@@ -155,9 +167,16 @@ def _doctor(one: argparse.ArgumentParser) -> None:
     one.add_argument("--config-dir", metavar="DIR", help="presets' folder (default: ~/.config/pkuslurm/conf)")
 
 
-_OWN = {"status": _status, "logs": _logs, "report": _report, "merge": _again, "infer": _again} | {
+def _merge(one: argparse.ArgumentParser) -> None:
+    _again(one)
+    text = "no run: a LLaMA-Factory export YAML; its adapter is merged and proved, settings as in launch may follow"
+    one.add_argument("--from-yaml", metavar="FILE", help=text)
+
+
+_OWN = {"status": _status, "logs": _logs, "report": _report, "merge": _merge, "infer": _again} | {
     "serve": _serve,
     "chat": _chat,
+    "fetch": _fetch,
     "prune": _prune,
     "doctor": _doctor,
 }

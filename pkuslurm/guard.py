@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from pkuslurm.read.text import safe
 def guarded(command: Callable[[], int]) -> int:
     """Run ``command``: refusals and mistakes in one line on stderr; our own bugs in one line and a file."""
     early.ready()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON can say half of a surrogate pair, a path any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -34,6 +37,13 @@ def guarded(command: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if "Could not determine home directory" in str(error):  # pathlib's, wherever a path begins with ~
+            print(
+                "pkuslurm: HOME is not set, and this user has no home folder: export HOME=/a/folder/of/yours "
+                "(or name cache_root and run_root, and no path with ~)",
+                file=sys.stderr,
+            )
+            return 2
         import tempfile
         import traceback
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pkuslurm import early  # noqa: F401  # before the slow imports
-from pkuslurm.compose import Composed, compose, compose_sweep, groups, show
+from pkuslurm.compose import Composed, compose, compose_sweep, groups, show, told
 from pkuslurm.config.built import check_built
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.guard import guarded
@@ -27,7 +27,12 @@ from pkuslurm.read.text import safe
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import dry_run_text, labelled
 from pkuslurm.rundir import RunDir, read_json
-from pkuslurm.submit.write import create, new_run_id
+from pkuslurm.submit.meet_where import Role, again, facts, platforms, role, screen, settings, settled
+from pkuslurm.submit.meet_where import place as meeting_place
+from pkuslurm.submit.write import create, make_root, new_run_id
+
+if TYPE_CHECKING:
+    from pkuslurm.submit.local import Nodes
 
 HELP = """\
 python -m pkuslurm.launch [key=value ...]
@@ -46,6 +51,7 @@ Fine-tunes a model, merges it, asks it, reports. Without a word: a tiny model th
 
 Groups (group=choice):
 """
+NOWHERE = "cluster.meet: where the nodes meet is not said; a training job needs nothing, applications a shared folder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,23 +75,37 @@ def _main(argv: Sequence[str]) -> int:
         typed = inherited(overrides, os.environ)
         return launch_sweep(compose_sweep(typed, directories), typed, os.environ)
     composed = compose(overrides, directories)
+    if composed.config.cluster.executor == "meet" and (told := platforms(overrides, os.environ)):
+        composed = compose([*overrides, *told], directories)
     if "cfg" in options:
         print(composed.yaml, end="")
         return 0
-    return launch(composed, os.environ)
+    return launch(composed, os.environ, overrides)
 
 
-def launch(composed: Composed, environ: Mapping[str, str]) -> int:
-    """One composed point: printed where dry_run is set, else checked, written and run."""
+def launch(composed: Composed, environ: Mapping[str, str], overrides: Sequence[str]) -> int:
+    """One composed point: printed where dry_run is set, else checked, written and run; ``overrides`` were typed."""
     config = replace(
         composed.config, run_root=absolute(composed.config.run_root), cache_root=absolute(composed.config.cache_root)
     )
+    changed = {item.key for item in composed.settings}
     typed = [item.key for item in composed.settings if item.origin == "command line"]  # not a site's defaults.yaml
-    check_built(config, [item.key for item in composed.settings], typed)
+    check_built(config, sorted(changed), typed)
+    config = settled(config, changed, environ)
     if config.sweep.extend is not None:
         raise PkuslurmError(f"sweep.extend={config.sweep.extend}: points are added by a sweep; write launch -m …")
     steps = plan(config)
+    meets = config.cluster.executor == "meet"
+    own = role(environ, config.nodes) if meets else Role()
+    place = meeting_place(config, changed, own, environ) if meets and config.nodes > 1 else None
+    if meets and config.nodes > 1 and place is None and not config.dry_run:
+        print(screen(overrides, config.nodes, environ), end="", file=sys.stderr)
+        return 2
     inputs = resolve(config, environ, lenient=config.dry_run)
+    if meets:
+        inputs = replace(inputs, facts=(*facts(config, environ), *inputs.facts))
+    if meets and config.nodes > 1 and place is None:
+        inputs = replace(inputs, notes=(NOWHERE, *inputs.notes))
     if config.dry_run:
         run = RunDir(Path(config.run_root) / "RUN_ID")
         files = render(steps, inputs, run, composed.yaml, sys.executable)
@@ -98,12 +118,36 @@ def launch(composed: Composed, environ: Mapping[str, str]) -> int:
         check_slurm(steps)
     else:
         check_login_node(config, environ)
-    run = RunDir(Path(config.run_root) / new_run_id(config.name or _label(composed)))
-    files = render(steps, inputs, run, composed.yaml, sys.executable)
-    create(steps, files, composed.overrides, composed.settings)
-    remember(run.path.parent, environ)
-    _announce(run, inputs, composed)
-    return _submit(steps, run) if config.cluster.executor == "slurm" else _run_here(steps, run)
+
+    def work(nodes: Nodes | None) -> int:
+        run = RunDir(Path(config.run_root) / new_run_id(config.name or _label(composed)))
+        files = render(steps, inputs, run, composed.yaml, sys.executable)
+        create(steps, files, composed.overrides, composed.settings)
+        remember(run.path.parent, environ)
+        _announce(run, inputs, composed)
+        return _submit(steps, run) if config.cluster.executor == "slurm" else _run_here(steps, run, nodes)
+
+    return work(None) if place is None else _meet(steps, place, own, overrides, work)
+
+
+def _meet(steps: RunPlan, place: Path, own: Role, overrides: Sequence[str], work: Callable[[Nodes | None], int]) -> int:
+    """``work`` on node 0, once all nodes are there; the run's exit code on each of them."""
+    from pkuslurm.submit.meet import together
+    from pkuslurm.submit.meeting import folder
+
+    config = steps.config
+    made = not place.is_dir()
+    try:
+        make_root(place, 0o750 if config.access == "group" else 0o700)
+        file = folder(place) / f"{own.key}.json"
+        same, timeout = settings(overrides, config), float(config.cluster.join_timeout)
+        return together(file, own, config.nodes, same, again(overrides), timeout, work)
+    except OSError as error:
+        raise PkuslurmError(f"{error.filename or place}: {error.strerror or error}") from None
+    finally:
+        if made:
+            with suppress(OSError):
+                place.rmdir()  # nobody came: nothing is left
 
 
 def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
@@ -112,22 +156,27 @@ def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
         print(f"run {run.run_id}", file=sys.stderr)
         for name, text in inputs.facts:
             print(f"{name:<8} {safe(text)}", file=sys.stderr)
-        # what a shipped preset sets is what its name stands for; status and the report show all
-        own = [item for item in composed.settings if not re.fullmatch(r"\w+=[\w.-]+", item.origin)]
-        for line in show(own).splitlines():
+        for line in show(told(composed.settings)).splitlines():
             print(f"set      {safe(line)}", file=sys.stderr)
         for note in (*composed.notes, *inputs.notes):
             print(safe(labelled(note)), file=sys.stderr)
 
 
-def _run_here(steps: RunPlan, run: RunDir) -> int:
+def _run_here(steps: RunPlan, run: RunDir, nodes: Nodes | None) -> int:
+    from pkuslurm.reach import form
     from pkuslurm.read.closing import closing
     from pkuslurm.screen import Screen
-    from pkuslurm.submit.local import run_jobs
+    from pkuslurm.submit.local import NotBegun, run_jobs
 
-    code = run_jobs(run, steps.kinds, Screen(run, steps.kinds))
+    try:
+        code = run_jobs(run, steps.kinds, Screen(run, steps.kinds), nodes=nodes)
+    except NotBegun as error:
+        print(run.path, flush=True)
+        raise PartlySubmitted(f"{error}; the run is written: make room, then `pkuslurm retry {run.run_id}`") from None
     with suppress(OSError):
         passed = closing(run, sys.stderr)
+        if steps.config.cluster.executor == "meet" and code == 0 and run.merged.is_dir():
+            print(f"NextChat {safe(form(run.merged))}", file=sys.stderr)
         if code == 0 and passed is False:
             code = 1
     with suppress(OSError):

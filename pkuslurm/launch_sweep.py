@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from pkuslurm.compose import Sweep, labels_of, show
+from pkuslurm.compose import Sweep, labels_of, show, told
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.paths import absolute
@@ -289,15 +288,15 @@ def _announce(home: SweepDir, points: Sequence[Ready], notes: Sequence[str], sha
         for name, text in first.inputs.facts:
             print(f"{name:<8} {safe(text)}", file=sys.stderr)
         varied = set(first.point.values)
-        own = [item for item in first.point.composed.settings if not re.fullmatch(r"\w+=[\w.-]+", item.origin)]
+        own = told(first.point.composed.settings)
         for line in show([item for item in own if item.key not in varied]).splitlines():
             print(f"set      {safe(line)}", file=sys.stderr)
         said = [*notes, *_unranked(first.config), *(note for one in points for note in one.inputs.notes)]
-        told = list(dict.fromkeys(said))
-        for note in told[:MOST_NOTES]:
+        notes_told = list(dict.fromkeys(said))
+        for note in notes_told[:MOST_NOTES]:
             print(safe(labelled(note)), file=sys.stderr)
-        if len(told) > MOST_NOTES:
-            print(f"note: and {len(told) - MOST_NOTES} more of other points", file=sys.stderr)
+        if len(notes_told) > MOST_NOTES:
+            print(f"note: and {len(notes_told) - MOST_NOTES} more of other points", file=sys.stderr)
 
 
 def _unranked(config: Config) -> list[str]:

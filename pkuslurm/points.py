@@ -16,10 +16,12 @@ from pkuslurm.paths import absolute
 from pkuslurm.plan.chains import asks
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import RunPlan, plan
-from pkuslurm.preflight.resolve import Seen, check_machine, resolve
+from pkuslurm.preflight.notes import Seen
+from pkuslurm.preflight.resolve import check_machine, resolve
 from pkuslurm.preflight.slurm import check_login_node, check_slurm
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.rundir import ANY_POINT, RunDir
+from pkuslurm.submit.meet_where import settled
 from pkuslurm.sweepdir import SweepDir
 
 # What of a configuration decides what comes of it: points that differ in the rest alone are the same.
@@ -68,6 +70,12 @@ def _ready(point: SweepPoint, home: SweepDir, environ: Mapping[str, str], seen: 
     )
     typed = [item.key for item in composed.settings if item.origin == "command line"]
     check_built(config, [item.key for item in composed.settings], typed)
+    if config.cluster.executor == "meet" and (config.nodes > 1 or config.cluster.meet is not None):
+        raise PkuslurmError(
+            "-m: on cluster=scow each point of a sweep works on one node, and meets nobody; write nodes=1 and leave "
+            "cluster.meet out (run_root says where the sweep goes)"
+        )
+    config = settled(config, {"run_root", "cache_root"}, environ)
     whole = plan(config)
     steps = RunPlan(config, tuple(job for job in whole.jobs if job.kind != "report"))  # the sweep has one for all
     inputs = resolve(config, environ, lenient=config.dry_run, seen=seen)

@@ -92,8 +92,13 @@ def lines(endpoint: Endpoint, key_file: Path, merged: Path, run_id: str, here: H
         ("Open WebUI", f"OPENAI_API_BASE_URL={page}v1 OPENAI_API_KEY={there}"),
     ]
     if any(here.environ.get(name) for name in SCOW):
-        rows.append(("SCOW NextChat", f"挂载点 {merged}   环境变量 SCOW_AI_MODEL_PATH={merged}"))
+        rows.append(("SCOW NextChat", form(merged)))
     return [safe(line) for line in aligned(rows)]
+
+
+def form(merged: Path) -> str:
+    """What is filled into the form of PKU's NextChat application."""
+    return f"挂载点 {merged}   环境变量 SCOW_AI_MODEL_PATH={merged}   1 张卡 (mount point, variable, one card)"
 
 
 def _openai(url: str, key: str, host: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -71,6 +73,10 @@ class RunDir:
         """The rows as UTF-8, where the user's file is in another encoding."""
         return self.home("prepare").path / "dataset.jsonl"
 
+    def copy_of(self, number: int) -> Path:
+        """The same of the run's second file of data, and of further ones."""
+        return self.home("prepare").path / f"dataset-{number}.jsonl"
+
     @property
     def data(self) -> Path:
         return self.home("prepare").path / "data"
@@ -82,6 +88,14 @@ class RunDir:
     @property
     def merged(self) -> Path:
         return self.path / "merged"
+
+    @property
+    def whole_model(self) -> Path | None:
+        """The model that can be used as it is: the merged one, or what a full fine-tune has left."""
+        if self.merged.is_dir():
+            return self.merged
+        whole = (self.adapter / "config.json").is_file() and not (self.adapter / "adapter_config.json").is_file()
+        return self.adapter if whole and not self.job("merge").is_file() else None
 
     @property
     def answers(self) -> Path:
@@ -124,6 +138,11 @@ class RunDir:
         return self.home(kind).path / "done" / f"{kind}.json"
 
     @property
+    def meeting(self) -> Path:
+        """Of a run without scheduler: by whom it is at work now, for other machines that see this folder."""
+        return self.path / "state" / "meeting.json"
+
+    @property
     def endpoint(self) -> Path:
         """Where the run's models answer, while they do."""
         return self.path / "state" / "serve.endpoint.json"
@@ -140,6 +159,15 @@ def write_text(path: Path, text: str) -> None:
     ``filename`` names the path) when the disk is full or read-only; the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        _replace(path, text)
+    except OSError as error:
+        # a full disk names no file, mkstemp one that nobody knows
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _replace(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -152,6 +180,38 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_last_word(path: Path, value: object) -> None:
+    """``write_json``; on a full disk into the room that the file has already, so that an end can still be told.
+
+    Only there a reader may, for a moment, see no whole object. Raises OSError as ``write_text`` does.
+    """
+    try:
+        write_json(path, value)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _into_its_room(path, value):
+            raise
+
+
+def _into_its_room(path: Path, value: object) -> bool:
+    data = json.dumps(value, ensure_ascii=False).encode()
+    try:
+        handle = os.open(path, os.O_WRONLY)
+    except OSError:
+        return False
+    try:
+        known = os.fstat(handle)
+        if len(data) > known.st_blocks * 512:
+            return False
+        data += b" " * (known.st_size - len(data))  # not cut: after a crash in between it would be torn
+        written = os.pwrite(handle, data, 0)
+        os.fsync(handle)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return written == len(data)
 
 
 def file_mode(folder: Path) -> int:
@@ -167,20 +227,29 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in ``path``; None when there is no such file or it holds no whole JSON object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(_content(path).decode("utf-8"))
+    except (OSError, ValueError, RecursionError):  # ten thousand brackets, one in another
         return None
     return value if isinstance(value, dict) else None
+
+
+def _content(path: Path) -> bytes:
+    """Of a file. The directory may be another user's: a pipe would be waited for, /dev/zero read, for ever."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        return file.read()
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; a torn last line (a writer was killed) is left out."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = _content(path).decode("utf-8", "replace")
+    except (OSError, ValueError):
         return
     for line in text.split("\n"):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             value = json.loads(line)
             if isinstance(value, dict):
                 yield value

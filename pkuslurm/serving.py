@@ -199,7 +199,7 @@ def _job(run: RunDir, settings: Sequence[str], key: Path) -> dict[str, Any]:
             f"cluster.executor={config.cluster.executor}: this run's are {launched}; it is served where it was made"
         )
     inputs = Inputs(
-        model_path=asked["tuned"] if "merge" not in config.pipeline.jobs else asked["base"],
+        model_path=asked["tuned"] if "train" not in config.pipeline.jobs else asked["base"],
         template=asked["template"],
         dataset_name="",
         dataset_info={},
@@ -246,11 +246,12 @@ def _tuned(run: RunDir) -> str | None:
 
 
 def _template(run: RunDir) -> str:
-    """The template of a run that asks no questions: as its train.yaml has it."""
-    for line in run.train_yaml.read_text(encoding="utf-8").splitlines():
+    """The template of a run that asks no questions: as its train.yaml has it, or the YAML of a merge alone."""
+    file = run.train_yaml if run.train_yaml.is_file() else run.merge_yaml
+    for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("template:"):
             return line.partition(":")[2].strip().strip("'\"")
-    raise PkuslurmError(f"{run.train_yaml}: it names no template")
+    raise PkuslurmError(f"{file}: it names no template")
 
 
 def _begin(run: RunDir, job: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from pkuslurm.read.text import safe
 from pkuslurm.render.render import worker_command
 from pkuslurm.rundir import SHARED
 from pkuslurm.submit import queue
-from pkuslurm.submit.alone import alone, check_place
+from pkuslurm.submit.alone import alone, check_original, check_place
 from pkuslurm.submit.attempt_numbers import once_more
 from pkuslurm.submit.local import check_owner
 from pkuslurm.sweepdir import SweepDir, load, save
@@ -165,6 +165,8 @@ def go_on(home: SweepDir, room: int | None = None) -> list[Chain]:
 
 def cancel(home: SweepDir) -> bool:
     """End all of it. False: nothing of it waited or ran."""
+    check_owner(home.own)
+    check_original(home.own)
     if (load(home) or {}).get("executor") == "slurm":
         from pkuslurm.submit.sweep_queue import cancel as on_slurm
 
@@ -189,7 +191,9 @@ def follow(home: SweepDir, seconds: float) -> int:
                     print(words, file=sys.stderr, flush=True)
             for number, run in enumerate(now.runs):
                 queue.lift(home.point(number), run)
-            waiting = unsent(now.document) if not now.document.get("cancelled") else []
+            # the report over all may be what did not fit
+            owed = now.document.get("jobs", {}).get("report", {}).get("owed")
+            waiting = not now.document.get("cancelled") and (owed or unsent(now.document))
             if not waiting and all(job.state in (*ENDED, "PREEMPTED") for job in _all_jobs(now)):
                 closing(now)
                 return 0 if now.state == "COMPLETED" else 1

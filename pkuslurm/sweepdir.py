@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import SHARED, RunDir, read_json, write_json
 
 SCHEMA_VERSION = 1
+# six digits: of a file called 999999999.json all numbers before it would be looked for
+_GROUP = re.compile(r"([0-9]{1,6})\.json")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _groups(home: SweepDir, strict: bool) -> list[dict[str, Any]]:
         if strict and not isinstance(error, FileNotFoundError):
             raise PkuslurmError(f"{home.groups}: {error.strerror or error}") from None
         names = []
-    numbers = [int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal()]
+    numbers = [int(match[1]) for match in map(_GROUP.fullmatch, names) if match]
     found = []
     for number in range(max(numbers, default=-1) + 1):
         group = read_json(home.group(number)) or {}

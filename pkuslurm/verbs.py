@@ -30,6 +30,10 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.kind = rest[0]
     elif rest:
         arguments.settings += rest
+    if verb == "merge" and arguments.from_yaml is not None:
+        from pkuslurm.merging import merge_yaml
+
+        return merge_yaml(arguments.from_yaml, filter(None, [arguments.run, *arguments.settings]), arguments.run_root)
     places = roots(arguments)
     if verb == "runs":
         return _runs(places, arguments.json)
@@ -92,7 +96,8 @@ def _status(run: RunDir, arguments: argparse.Namespace) -> int:
     else:
         present.show_status(now, sys.stdout)
         if (there := endpoint.read(run, now.jobs)) is not None:
-            print(f"\nserved at {there.page_url}; pkuslurm serve {run.run_id} tells how to reach it")
+            told = f"served at {there.page_url}; pkuslurm serve {run.run_id} tells how to reach it"
+            print(f"\n{present.safe(told)}")
     bad = now.state not in ("COMPLETED", "RUNNING", "PENDING") or now.passed is False
     return 1 if arguments.exit_code and bad else 0
 
@@ -109,6 +114,11 @@ def _logs(run: RunDir, arguments: argparse.Namespace) -> int:
 
 
 def _cancel(run: RunDir, arguments: argparse.Namespace) -> int:
+    from pkuslurm.submit.alone import check_original
+    from pkuslurm.submit.local import check_owner
+
+    check_owner(run)
+    check_original(run)
     if (read_json(run.run_json) or {}).get("executor") == "slurm":
         from pkuslurm.submit.queue import cancel
     elif run.is_point:

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pkuslurm.read import status
 from pkuslurm.slurm import commands
+from tests import verify
 
 # Those of tests/cluster name their own cluster; to the others the one of `make slurm-up` is no business.
 os.environ.pop("SLURM_CONF", None)
+pytest_plugins = ["tests.parallel", "tests.faults.recorder"]
 REPO = Path(__file__).parents[1]
 # A folder name with everything that breaks shells, splitters and C locales.
 WEIRD = "a 'quoted\" $(touch x) 我的 模型"
@@ -23,6 +27,32 @@ WEIRD = "a 'quoted\" $(touch x) 我的 模型"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every verdict that is made in this process is looked into; ``heard`` is told those of the commands."""
+    verdict = status._status
+
+    def looked_into(*arguments: Any) -> status.RunStatus:
+        now = verdict(*arguments)
+        verify.claim(now.path, [job.kind for job in now.jobs if job.state == "COMPLETED"], content=False)
+        return now
+
+    status._status = looked_into
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_falsely_complete() -> Iterator[None]:
+    yield
+    wrong = verify.false.copy()
+    verify.false.clear()
+    assert wrong == [], "called COMPLETED, and it is not"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    counted = verify.counted
+    text = f"{counted['verdicts']} verdicts of COMPLETED on {counted['runs']} runs: each looked into by tests/verify.py"
+    terminalreporter.write_line(text)
 
 
 @pytest.fixture
@@ -57,7 +87,7 @@ def _on_a_login_node() -> bool:
 
 
 def start(
-    arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch"
+    arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch", umask: int = -1
 ) -> subprocess.Popen[str]:
     # the tests compute where they are started, on a login node too
     here = ["here=true"] if module == "pkuslurm.launch" and _on_a_login_node() else []
@@ -71,12 +101,16 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        umask=umask,
     )
 
 
-def run(arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch") -> Ended:
-    process = start(arguments, cwd, env, module)
+def run(
+    arguments: list[str], cwd: Path, env: Mapping[str, str], module: str = "pkuslurm.launch", umask: int = -1
+) -> Ended:
+    process = start(arguments, cwd, env, module, umask)
     out, err = process.communicate(timeout=600)
+    verify.heard([module, *arguments], process.returncode, out)
     return Ended(process.returncode, out, err)
 
 

@@ -88,7 +88,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "prune a damaged": (lambda root: ["prune", half(root)[1]], "run.json is damaged"),
     **{
         f"not yet: {verb}": (lambda root, verb=verb: [verb, "x"], f"{verb}: not yet built")  # type: ignore[misc]
-        for verb in ("fetch", "watch", "why")
+        for verb in ("watch", "why")
     },
 }
 

@@ -8,10 +8,21 @@ from pathlib import Path
 from pkuslurm.compose import composition, presets
 from pkuslurm.compose.labels import labels_of
 from pkuslurm.compose.once import Composed, compose_parts, reload
-from pkuslurm.compose.settings import show
+from pkuslurm.compose.settings import show, told
 from pkuslurm.compose.sweep import Sweep, SweepPoint, compose_sweep
 
-__all__ = ["Composed", "Sweep", "SweepPoint", "compose", "compose_sweep", "groups", "labels_of", "reload", "show"]
+__all__ = [
+    "Composed",
+    "Sweep",
+    "SweepPoint",
+    "compose",
+    "compose_sweep",
+    "groups",
+    "labels_of",
+    "reload",
+    "show",
+    "told",
+]
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Composed:

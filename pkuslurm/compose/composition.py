@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pkuslurm.compose import presets
 from pkuslurm.compose.choosing import SHIPPED, choose, foreseen
+from pkuslurm.compose.from_yaml import NEUTRAL, Given
 from pkuslurm.compose.presets import Defaults
 from pkuslurm.compose.secrets import kept_by_name
 from pkuslurm.compose.words import GROUPS, chain, reword
@@ -29,7 +30,7 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF
 
 # config.yaml goes to Hydra by a name of its own: a ./conf with another program's config.yaml is searched before ours.
-PRIMARY, OWN_DEFAULTS = "pkuslurm_config", "pkuslurm_defaults"
+PRIMARY, OWN_DEFAULTS, FROM_YAML = "pkuslurm_config", "pkuslurm_defaults", "pkuslurm_from_yaml"
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,27 @@ class Point:
         return _resolved(kept_by_name(self.raw))
 
 
-def compose(overrides: Sequence[str], roots: Sequence[Path], defaults: Defaults) -> Point:
-    """Compose ``overrides``, in Hydra's grammar, over the presets in ``roots``."""
+def compose(overrides: Sequence[str], roots: Sequence[Path], defaults: Defaults, given: Given | None = None) -> Point:
+    """Compose ``overrides``, in Hydra's grammar, over ``given`` (a YAML's keys) over the presets in ``roots``."""
+    if given is not None:  # one's own defaults say nothing of what the YAML is about
+        kept = {key: value for key, value in defaults.values.items() if key.split(".")[0] not in NEUTRAL}
+        defaults = replace(defaults, values=kept)
     if (
         "experiment=null" in overrides
     ):  # Hydra takes no null for a group; none is the default, unless defaults.yaml has one
         overrides = [item for item in overrides if item != "experiment=null"]
         left = {group: choice for group, choice in defaults.choices.items() if group != "experiment"}
         defaults = replace(defaults, choices=left)
-    with _hydra(roots, defaults):
-        chosen = foreseen(overrides, roots, defaults)
+    with _hydra(roots, defaults, {} if given is None else given.values):
+        chosen = given.chosen if given is not None else foreseen(overrides, roots, defaults)
         if chosen is None:
             # nothing can be taken away from a group that is not chosen yet
             raw, choices = _compose([item for item in overrides if not item.startswith("~")], roots)
             chosen = choose(raw, choices)
         raw, choices = _compose([*overrides, *chosen], roots)
     _known_experiment(choices, roots)
+    if given is None and raw.from_yaml is not None:
+        raise PkuslurmError(f"from_yaml={raw.from_yaml}: it is typed, no preset can hold it")
     return Point(raw, choices)
 
 
@@ -129,13 +135,13 @@ def _register_resolver() -> None:
 class _hydra:
     """Hydra's global state, for the length of a composition."""
 
-    def __init__(self, roots: Sequence[Path], defaults: Defaults) -> None:
+    def __init__(self, roots: Sequence[Path], defaults: Defaults, above: Mapping[str, Any]) -> None:
         self.roots = [root for root in roots if root != CONF.resolve()]
-        self.defaults = defaults
+        self.defaults, self.above = defaults, above
 
     def __enter__(self) -> None:
         _register_resolver()
-        _store_primary(self.defaults)
+        _store_primary(self.defaults, self.above)
         GlobalHydra.instance().clear()
         # 1.3 warns without version_base, 1.4 with it
         version = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
@@ -152,8 +158,11 @@ class _hydra:
         self.context.__exit__(*error)
 
 
-def _store_primary(own: Defaults) -> None:
-    """config.yaml and defaults.yaml, where Hydra finds them: the latter above the groups, below an experiment."""
+def _store_primary(own: Defaults, above: Mapping[str, Any]) -> None:
+    """config.yaml and defaults.yaml, where Hydra finds them: the latter above the groups, below an experiment.
+
+    ``above``: values above all presets.
+    """
     primary = _primary()
     entries: list[Any] = []
     for entry in OmegaConf.to_container(primary.defaults) or []:
@@ -162,7 +171,7 @@ def _store_primary(own: Defaults) -> None:
         if group == "experiment":
             entries.append(OWN_DEFAULTS)
         entries.append({name: own.choices.get(group, choice)} if isinstance(entry, dict) else entry)
-    primary.defaults = entries
+    primary.defaults = [*entries, FROM_YAML] if above else entries
     values = OmegaConf.create({})
     for key, value in own.values.items():
         OmegaConf.update(values, key, value, force_add=True)
@@ -171,6 +180,7 @@ def _store_primary(own: Defaults) -> None:
     again: Any = {} if hydra.__version__ < "1.4" else {"replace": True}
     store.store(PRIMARY, primary, **again)
     store.store(OWN_DEFAULTS, values, **again)
+    store.store(FROM_YAML, OmegaConf.create(dict(above)), **again)
 
 
 def _primary() -> DictConfig:

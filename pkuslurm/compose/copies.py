@@ -30,7 +30,9 @@ from pkuslurm.errors import PkuslurmError
 
 Keys = tuple[str, ...]
 # They decide which model, data and training are chosen where that was left to us.
-DECISIVE = ("train.finetuning_type", "dataset.path", "model.path", "cluster.executor")
+DECISIVE: Keys = ("train.finetuning_type", "dataset.path", "model.path", "cluster.executor")
+# They decide which jobs a YAML's run has, or which of its keys count.
+DECISIVE += ("train.stage", "train.do_train", "train.create_new_adapter", "model.adapter", "model.make")
 # Resolvers whose arguments name no key; one that is written as ${…} in them is seen as such.
 WITHOUT_KEYS = ("oc.env", "oc.decode", "pkuslurm.conf", "pkuslurm.rate")
 
@@ -150,7 +152,7 @@ class Composer:
             tuple(items),
             parts.composed.choices,
             settings_of(values, self._shipped, parts.origins),
-            (*(note for word in words for note in word.notes), *parts.unswept),
+            (*(note for word in words for note in word.notes), *parts.standing),
         )
 
     def _written(self, text: Sequence[str | Keys], fast: Mapping[str, _Word]) -> str:

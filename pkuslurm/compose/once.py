@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pkuslurm.compose import composition, presets, typed
+from pkuslurm.compose import composition, from_yaml, presets, typed
+from pkuslurm.compose.adapting import adapt
 from pkuslurm.compose.presets import Defaults
 from pkuslurm.compose.secrets import check_secrets
 from pkuslurm.compose.settings import blamed, origins_of, settings_of
@@ -42,7 +43,7 @@ class Parts:
     unresolved: Mapping[str, Any]
     values: Mapping[str, Any]
     origins: Mapping[str, str]
-    unswept: tuple[str, ...]  # notes on the sweep that its experiment would make
+    standing: tuple[str, ...]  # notes on its experiment and its YAML, which hold for all copies
 
 
 def compose_parts(
@@ -50,18 +51,21 @@ def compose_parts(
 ) -> Parts:
     """Compose ``overrides``, as typed, over the presets in ``roots``; settings differ from ``shipped``."""
     wanted = typed.as_typed(overrides, roots)
-    unswept = _unswept(wanted, roots, defaults)
-    point = composition.compose(wanted, roots, defaults)
-    origins = origins_of(wanted, point.choices, roots, defaults)
+    standing = _unswept(wanted, roots, defaults)
+    given = from_yaml.given(wanted)
+    point = composition.compose(wanted, roots, defaults, given)
+    origins = origins_of(wanted, point.choices, roots, defaults, given)
+    if given is not None:
+        standing += (*given.notes, *adapt(point.raw, wanted))
     try:
         presets.check_files(point.choices, roots)
         values, config = _checked(point)
     except PkuslurmError as error:
         raise blamed(error, origins) from None
     settings = settings_of(values, shipped, origins)
-    notes = (*typed.notes(overrides), *unswept)
+    notes = (*typed.notes(overrides), *standing)
     composed = Composed(config, point.yaml, tuple(overrides), point.choices, settings, notes)
-    return Parts(composed, point.unresolved, values, origins, unswept)
+    return Parts(composed, point.unresolved, values, origins, standing)
 
 
 def reload(yaml: str, overrides: Sequence[str]) -> Composed:

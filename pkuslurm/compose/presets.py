@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
+from omegaconf import DictConfig, OmegaConf, basecontainer
 from omegaconf.errors import OmegaConfBaseException
 
 from pkuslurm.compose.words import GROUPS, nearest, nearest_key
@@ -21,7 +20,6 @@ from pkuslurm.config.parse import hint_of, is_node
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF
 
-NOT_YET = ("cluster=scow",)
 # What others have a word for and we a setting.
 MEANT = {"train=qlora": "train=lora train.quantization_bit=4"}
 MANY = 10  # choices
@@ -66,8 +64,6 @@ def choices(roots: Sequence[Path]) -> dict[str, list[str]]:
 
 def no_such_choice(group: str, choice: str, roots: Sequence[Path]) -> str:
     """The refusal of a choice that there is no file for."""
-    if f"{group}={choice}" in NOT_YET:
-        return f"{group}={choice}: not yet built"
     if f"{group}={choice}" in MEANT:
         return f"{group}={choice}: no such choice; write {MEANT[f'{group}={choice}']}"
     known = choices(roots).get(group, [])
@@ -110,10 +106,16 @@ def _quickly(file: Path) -> Any:
     return yaml.load(file.read_bytes(), Loader=_loader()) or {}
 
 
+def yaml_loader() -> Any:
+    """OmegaConf's own, for which 1e-4 is a number. It has moved in 2.4; the module that uses it has not."""
+    module: Any = basecontainer
+    return module.get_yaml_loader()
+
+
 @cache
 def _loader() -> Any:
     """OmegaConf's loader (for which 1e-4 is a number) on libyaml's parser, where PyYAML has that."""
-    pure = get_yaml_loader()
+    pure = yaml_loader()
     fast = getattr(yaml, "CSafeLoader", None)
     return pure if fast is None else type("Loader", (fast,), {"yaml_implicit_resolvers": pure.yaml_implicit_resolvers})
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pkuslurm.compose import presets
 from pkuslurm.compose.choosing import SHIPPED
+from pkuslurm.compose.from_yaml import Given
 from pkuslurm.compose.presets import Defaults, flatten
 from pkuslurm.compose.words import GROUPS
 from pkuslurm.config.parse import show as shown
@@ -23,14 +24,21 @@ DEFAULT_CHOICES = tuple(f"{group}={choice}" for group, choice in SHIPPED.items()
 
 
 def origins_of(
-    typed: Sequence[str], choices: Mapping[str, str], roots: Sequence[Path], defaults: Defaults
+    typed: Sequence[str],
+    choices: Mapping[str, str],
+    roots: Sequence[Path],
+    defaults: Defaults,
+    given: Given | None = None,
 ) -> dict[str, str]:
-    """Who has the last word on each key: the command line, a preset of ours by its choice, another by its file."""
+    """Who has the last word on each key: the command line, the YAML of ``from_yaml``, a preset of ours by its choice,
+    another by its file."""
     origins: dict[str, str] = {}
     for group in ORDER:
         origins |= _of_preset(group, choices, roots)
     origins |= {key: str(defaults.files[key]) for key in defaults.values}
     origins |= _of_preset("experiment", choices, roots)
+    if given is not None:
+        origins |= dict.fromkeys(flatten(given.values), given.name)
     for item in typed:
         key = item.lstrip("+~").partition("=")[0]
         if key not in GROUPS:
@@ -67,6 +75,14 @@ def settings_of(
     return tuple(changed)
 
 
+def told(settings: Sequence[Setting]) -> list[Setting]:
+    """Those that are said at launch: not what a shipped preset sets, which is what its name stands for, nor what one's
+    own YAML says; status and the report show all.
+    """
+    file = next((item.value for item in settings if item.key == "from_yaml"), None)
+    return [item for item in settings if not re.fullmatch(r"\w+=[\w.-]+", item.origin) and item.origin != file]
+
+
 def show(settings: Sequence[Setting]) -> str:
     """One line a setting: ``train.learning_rate = 5e-05  (default 0.005; command line)``."""
     return "".join(
@@ -78,6 +94,7 @@ def blamed(error: PkuslurmError, origins: Mapping[str, str]) -> PkuslurmError:
     """The refusal of a value that stands in a file of one's own names that file."""
     found = re.match(r"([\w-]+(?:\.[\w-]+)*)[=:]", str(error))
     origin = origin_of(found.group(1), origins) if found else None
-    if origin is None or not origin.startswith("/") or "stands in" in str(error):
+    of_ours = origin is None or origin == COMMAND_LINE or re.fullmatch(r"\w+=[\w.-]+", origin)
+    if of_ours or "stands in" in str(error):
         return error
     return PkuslurmError(f"{error}; it stands in {origin}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pkuslurm.config.schema import Config
+from pkuslurm.config.unrunnable import cannot_run
 from pkuslurm.errors import PkuslurmError
 
-# Accepted by the configuration, not built yet: whoever sets one is told.
-NOT_YET = ("cluster.meet", "cluster.join_timeout")
+# What only nodes without a scheduler, that look for each other, can use.
+MEETING = ("cluster.meet", "cluster.join_timeout")
 # What only a scheduler can use.
 SCHEDULER = {
     *("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "mem", "exclusive", "time"),
@@ -18,22 +19,26 @@ SCHEDULER = {
 
 def check_built(config: Config, changed: Sequence[str], typed: Sequence[str]) -> None:
     """Raise PkuslurmError for what would be ignored; ``changed``: keys that differ, ``typed``: on the command line."""
-    here, accelerator = config.cluster.executor == "local", config.cluster.accelerator
-    never = {"from_yaml": config.from_yaml is not None}
-    planned = {key: True for key in changed if key.startswith(NOT_YET)} | {
-        "cluster.executor=meet": config.cluster.executor == "meet",
-        f"cluster.accelerator={accelerator} without Slurm": here and accelerator != "cpu",
-        "cluster.setup without Slurm": here and bool(config.cluster.setup),
-    }
-    for name, asked in (never if config.dry_run else never | planned).items():
-        if asked:
-            hint = "" if name in never else "; dry_run=true shows the plan and the files"
-            raise PkuslurmError(f"{name}: not yet built{hint}")
+    executor, accelerator = config.cluster.executor, config.cluster.accelerator
+    if not config.dry_run and (why := cannot_run(config)) is not None:
+        raise PkuslurmError(f"{why}; dry_run=true shows its files")
+    if executor == "local" and accelerator != "cpu" and config.nodes > 1:
+        raise PkuslurmError(
+            f"nodes={config.nodes}: on cluster=local all nodes are this machine, whose {accelerator} devices one node "
+            "takes; write nodes=1 (all its devices work), or cluster=scow on several machines"
+        )
     useless = [key for key in typed if key.startswith("cluster.") and key.split(".")[1] in SCHEDULER]
-    if config.cluster.executor == "local" and useless:
-        raise PkuslurmError(f"{useless[0]}: cluster=local asks no scheduler; leave it out, or choose another cluster")
+    if executor != "slurm" and useless:
+        name = "local" if executor == "local" else "scow"
+        raise PkuslurmError(f"{useless[0]}: cluster={name} asks no scheduler; leave it out, or choose another cluster")
+    lonely = [key for key in changed if key in MEETING]
+    if executor != "meet" and lonely:
+        raise PkuslurmError(f"{lonely[0]}: only the nodes of cluster=scow look for each other; leave it out")
     for key, value in (("infer.base", config.infer.base), ("infer.adapter", config.infer.adapter)):
         if value is not None and config.pipeline.jobs[0] != "infer":
             raise PkuslurmError(f"{key}: only pipeline=infer takes one; a run compares the model that it tunes")
-    if config.cluster.executor == "local" and config.wait is False:
-        raise PkuslurmError("wait=false: a local run works in the foreground; use nohup or tmux to leave it alone")
+    if config.model.adapter is not None and not {"train", "merge"} & set(config.pipeline.jobs):
+        raise PkuslurmError("model.adapter: training goes on from it, or pipeline=merge merges it; write infer.adapter")
+    if executor != "slurm" and config.wait is False:
+        which = "a local run" if executor == "local" else "a run of cluster=scow"
+        raise PkuslurmError(f"wait=false: {which} works in the foreground; use nohup or tmux to leave it alone")

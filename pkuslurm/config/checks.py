@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from pkuslurm.config.cluster_checks import at_least, check_cluster, positive
 from pkuslurm.config.devices import check_devices
@@ -17,13 +16,13 @@ from pkuslurm.errors import PkuslurmError
 # LLaMA-Factory's keys that a run decides itself, and what to say instead.
 OWNED = {
     "model_name_or_path": "model.path",
-    "adapter_name_or_path": "infer.adapter",
+    "adapter_name_or_path": "model.adapter (of pipeline=infer: infer.adapter)",
     "template": "model.template",
     "trust_remote_code": "model.trust_remote_code",
     "dataset": "dataset.path (and dataset.name)",
     "dataset_dir": "dataset.path",
     "tokenized_path": "cache_root (tokenized data is kept there)",
-    "media_dir": "dataset.path",
+    "media_dir": "dataset.media_dir",
     "output_dir": "run_root (each run has a directory of its own below it)",
     "overwrite_output_dir": "nothing: every run writes to a new directory",
     "logging_dir": "run_root (logs are in the run's directory)",
@@ -36,8 +35,12 @@ OWNED = {
     "ddp_backend": "cluster.accelerator",
     "deepspeed_plugin": "train.deepspeed",
 }
+# Of these, what a YAML may say (from_yaml): LLaMA-Factory does it in the train job.
+CARRIED = ("do_train", "do_predict", "predict_with_generate")
 # merge needs a train, infer a merge (or a model that is given), a report answers
-PIPELINES = {JOBS[:count] for count in range(1, len(JOBS) + 1)} | {("infer",), ("infer", "report")}
+PIPELINES = {JOBS[:count] for count in range(1, len(JOBS) + 1)} | {("merge",), ("infer",), ("infer", "report")}
+# what a full fine-tune leaves is a whole model
+PIPELINES |= {("prepare", "train", "infer"), ("prepare", "train", "infer", "report")}
 # Exports that would make a folder which cannot be proved, or send it away.
 UNPROVABLE = ("export_quantization_bit", "export_quantization_dataset", "export_hub_model_id")
 # What people call LLaMA-Factory's keys.
@@ -82,7 +85,14 @@ def _pipeline(config: Config) -> None:
     jobs = tuple(config.pipeline.jobs)
     if jobs not in PIPELINES:
         raise PkuslurmError(
-            f"pipeline.jobs=[{show(','.join(jobs))}]: it must be a beginning of [{','.join(JOBS)}], or [infer,report]"
+            f"pipeline.jobs=[{show(','.join(jobs))}]: it must be a beginning of [{','.join(JOBS)}], or [infer,report], "
+            "or [merge]"
+        )
+    kind = config.train.get("finetuning_type", "lora")
+    if "infer" in jobs and "train" in jobs and "merge" not in jobs and kind not in ("full", "freeze"):
+        raise PkuslurmError(
+            f"pipeline.jobs=[{','.join(jobs)}]: train.finetuning_type={show(kind)} leaves an adapter, which is merged "
+            "before it is asked; put merge before infer"
         )
 
 
@@ -142,8 +152,7 @@ def _model(config: Config, choices: Mapping[str, str]) -> None:
     if url is not None:
         name = url.group(1) or "OWNER/NAME"
         raise PkuslurmError(
-            f"model.path={show(model.path)}: a URL is no model folder; "
-            f"download it first: modelscope download --model {name}"
+            f"model.path={show(model.path)}: a URL is no model folder; download it first: pkuslurm fetch {name}"
         )
     if model.make is None and model.path is None:
         raise PkuslurmError("model.path: no model is given; write model.path=/path/to/a/model, or choose model=tiny")
@@ -163,8 +172,14 @@ def _dataset(config: Config) -> None:
     if re.match(r"\w+://", config.dataset.path or ""):
         raise PkuslurmError(f"dataset.path={show(config.dataset.path)}: a URL is no data file; download it first")
     name = config.dataset.name
-    if name is not None and ("," in name or not name.strip()):
-        raise PkuslurmError(f"dataset.name={name}: one dataset's name, without commas")
+    if name is not None and not all(one.strip() for one in name.split(",")):
+        raise PkuslurmError(f"dataset.name={name}: a name is empty; of several: 'a,b'")
+    if name is not None and "," in name and (config.dataset.columns or config.dataset.tags):
+        key = "columns" if config.dataset.columns else "tags"
+        raise PkuslurmError(
+            f"dataset.{key}: it describes one dataset, and dataset.name={name} names several; "
+            "describe each in dataset_info.json"
+        )
 
 
 def _expectations(config: Config) -> None:
@@ -185,7 +200,10 @@ def _expectations(config: Config) -> None:
 def _llamafactory(config: Config) -> None:
     """Against every version that is known; preflight knows which one it will be."""
     for node, values in (("train", config.train), ("merge", config.merge)):
-        _ours(node, values)
+        allowed: tuple[str, ...] = CARRIED if config.from_yaml is not None else ()
+        allowed = ("export_dir",) if node == "merge" and config.pipeline.jobs == ["merge"] else allowed
+        short = SHORT if config.from_yaml is None else {}  # a YAML that LLaMA-Factory takes means what it says
+        _ours(node, [key for key in values if key not in allowed], short)
     check_keys("train", config.train, None)
     check_keys("merge", config.merge, None)
     for key in UNPROVABLE:
@@ -193,9 +211,9 @@ def _llamafactory(config: Config) -> None:
             raise PkuslurmError(f"merge.{key}: not yet built; merge the model, then run llamafactory-cli export on it")
 
 
-def _ours(node: str, values: Mapping[str, Any]) -> None:
-    for key in values:
-        if node == "train" and key in SHORT:
-            raise PkuslurmError(f"train.{key}: LLaMA-Factory has no such key; did you mean train.{SHORT[key]}?")
+def _ours(node: str, keys: Iterable[str], short: Mapping[str, str]) -> None:
+    for key in keys:
+        if node == "train" and key in short:
+            raise PkuslurmError(f"train.{key}: LLaMA-Factory has no such key; did you mean train.{short[key]}?")
         if key in OWNED:
             raise PkuslurmError(f"{node}.{key}: a run sets this itself; say it with {OWNED[key]}")

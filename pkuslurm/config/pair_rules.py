@@ -23,6 +23,7 @@ class Context:
     keys: Keys | None = None
     deepspeed: Mapping[str, Any] | None = None  # the configuration itself
     installed: Mapping[str, str] | None = None
+    datasets: tuple[int, ...] = (1,)  # how many are trained on, and, if some are, how many are held out
 
     @property
     def zero3(self) -> bool:
@@ -131,8 +132,8 @@ RULES = (
         "train.interleave_probs={interleave_probs}: it must be a number a dataset",
     ),
     Rule(
-        lambda v, c: v("interleave_probs") is not None and len(listed(v("interleave_probs"))) != 1,
-        "train.interleave_probs={interleave_probs}: a run has one dataset, so it takes one number; leave it out",
+        lambda v, c: v("interleave_probs") is not None and {len(listed(v("interleave_probs")))} != set(c.datasets),
+        "train.interleave_probs={interleave_probs}: one number a dataset is wanted (dataset.name, train.eval_dataset)",
     ),
     Rule(
         lambda v, c: bool(v("streaming")) and 1e-6 < _number(v("val_size")) < 1,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -69,10 +69,12 @@ def _parse(cls: type[T], values: object, prefix: str) -> T:
         raise PkuslurmError(f"{prefix.rstrip('.')}={show(values)}: it holds keys of its own; set one of them")
     hints = _hints(cls)
     _known(values, [field.name for field in fields(cls)], prefix)  # type: ignore[arg-type]
-    missing = next((name for name in hints if name not in values), None)
+    # a default of its own has what came later: the config.yaml of an older run lacks it
+    later = {field.name for field in fields(cls) if field.default is not MISSING}  # type: ignore[arg-type]
+    missing = next((name for name in hints if name not in values and name not in later), None)
     if missing is not None:
         raise PkuslurmError(f"{prefix}{missing}: it is missing; a key is emptied with {prefix}{missing}=null")
-    return cls(**{name: _value(hints[name], values[name], prefix + name) for name in hints})
+    return cls(**{name: _value(hints[name], values[name], prefix + name) for name in hints if name in values})
 
 
 def _known(values: Iterable[object], names: Sequence[str], prefix: str) -> None:

@@ -31,7 +31,6 @@ class Cluster:
     gres: str | None
     gpus: str | int | None
     gpus_per_node: str | int | None
-    devices_step: int | None
     arrays: bool
     array_parallelism: int | None
     pack: bool
@@ -42,6 +41,7 @@ class Cluster:
     meet: str | None
     join_timeout: int | float
     poll_seconds: int | float
+    devices_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Model:
     make: Literal["tiny"] | None
     template: str
     trust_remote_code: bool
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Dataset:
     formatting: Literal["auto", "alpaca", "sharegpt"]
     columns: dict[str, Any] | None
     tags: dict[str, Any] | None
+    media_dir: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.slurm import commands, site
+from pkuslurm.slurm import commands, crane, site
 from pkuslurm.slurm.gres import Device
 from pkuslurm.slurm.site import Accounts, Group, Partition, Site
 
@@ -35,6 +35,8 @@ def write(name: str, directory: Path | None, environ: Mapping[str, str]) -> Path
         raise PkuslurmError(f"--preset {name}: a preset's name consists of letters, digits and . _ -")
     if (CONF / "cluster" / f"{name}.yaml").exists():
         raise PkuslurmError(f"--preset {name}: cluster={name} comes with pkuslurm; choose another name")
+    if crane.is_crane():
+        raise PkuslurmError(f"--preset {name}: {crane.WORKS}")
     if not commands.present():
         raise PkuslurmError(
             f"--preset {name}: there is no Slurm on this machine (no sbatch); ask on a login node of the cluster, "

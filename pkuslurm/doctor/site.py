@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pkuslurm.doctor import machine
 from pkuslurm.doctor.check import Check
 from pkuslurm.read.text import size
+from pkuslurm.slurm import crane
 
 RUNTIMES = ("apptainer", "singularity", "ch-run", "docker", "podman", "enroot")
 SLURM = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun")
@@ -42,8 +43,10 @@ def programs(environ: Mapping[str, str]) -> Iterator[Check]:
     job = environ.get("SLURM_JOB_ID")
     where = f"inside of job {job}" if job else "not inside of a job"
     missing = [name for name in SLURM if name not in slurm]
-    controller = _ping() if "scontrol" in slurm else None
-    if not slurm:
+    controller = _ping() if "scontrol" in slurm and not crane.is_crane() else None
+    if crane.is_crane():
+        yield Check("Slurm", True, crane.WORKS)
+    elif not slurm:
         yield Check("Slurm", True, f"not here; runs work on this machine (cluster=local), {where}")
     elif controller is None and "scontrol" in slurm:
         detail = f"{slurm[0]} is installed, but no cluster answers here; cluster=local works"

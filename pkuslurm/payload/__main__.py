@@ -35,7 +35,16 @@ def main(argv: list[str]) -> None:
     # what LLaMA-Factory writes is the group's, too; what prepare makes is the cache's, which has modes of its own
     if kind != "prepare" and importlib.import_module(f"{PACKAGE}.files").is_shared(mode):
         os.umask(0o777 & ~mode)
-    importlib.import_module(f"{PACKAGE}.{kind}").main(job)
+    files = importlib.import_module(f"{PACKAGE}.files")
+    try:
+        importlib.import_module(f"{PACKAGE}.{kind}").main(job)
+    except Exception as error:
+        if words := files.no_room(error):
+            # of a copy the second one is what was written
+            names = getattr(error, "filename2", None), getattr(error, "filename", None)
+            place = names[0] or names[1] or f"{job['run_dir']}, or the cache"
+            files.refuse(f"{kind}: {place}: {words}; make room, then retry")
+        raise
 
 
 def _register(folder: Path) -> None:

@@ -20,10 +20,10 @@ TAGS: dict[str, Any] = {
 }
 # stages whose rows are pairs of answers, told apart by ``ranking`` in dataset_info.json
 RANKING = ("dpo", "rm")
-_MEDIA = ("images", "videos", "audios")
+MEDIA = ("images", "videos", "audios")
 _ROLES = {
-    "alpaca": ("prompt", "query", "response", "history", "system", "tools", "chosen", "rejected", "kto_tag", *_MEDIA),
-    "sharegpt": ("messages", "system", "tools", "chosen", "rejected", "kto_tag", *_MEDIA),
+    "alpaca": ("prompt", "query", "response", "history", "system", "tools", "chosen", "rejected", "kto_tag", *MEDIA),
+    "sharegpt": ("messages", "system", "tools", "chosen", "rejected", "kto_tag", *MEDIA),
 }
 _SHOWN = 200
 

@@ -3,6 +3,7 @@ a Python inside a container image that has LLaMA-Factory but not pkuslurm."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -35,9 +36,19 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the new one, never half of one. Raises OSError."""
+    """Write ``text`` so that a reader sees the old file or the new one, never half of one. Raises OSError, which names
+    the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _replace(path, text)
+    except OSError as error:
+        # a full disk names no file, mkstemp one that nobody knows
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _replace(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         # a tokenizer can give half of a surrogate pair, which no encoding takes
@@ -91,6 +102,18 @@ def install(new: Path, folder: Path, complete: Callable[[], bool]) -> bool:
                 folder.rename(stale)
             shutil.rmtree(stale, ignore_errors=True)
     raise OSError(f"{folder}: others keep putting something incomplete there")
+
+
+def no_room(error: BaseException) -> str | None:
+    """What the system says of a full or read-only disk, where that is what ``error`` is about; None: it is not.
+
+    safetensors and pyarrow tell an error of the system's in words alone.
+    """
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        words = os.strerror(number)
+        if (isinstance(error, OSError) and error.errno == number) or words in str(error):
+            return words
+    return None
 
 
 def refuse(message: str) -> NoReturn:

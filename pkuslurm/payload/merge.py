@@ -1,8 +1,8 @@
 """The merge: into a folder beside ``merged``, a proof of every tensor, then a rename.
 
 Streamed where that is known to give the same bits (``stream_plan``), else by LLaMA-Factory's own export. ``merged`` is
-never half there: until the rename it is what it was before. A full fine-tune has nothing to merge; its folder is
-linked.
+never half there: until the rename it is what it was before. Where it lies outside of the run, the run gets a ``link``
+to it. A full fine-tune has nothing to merge; its folder is linked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .export import export, load
-from .files import open_files, refuse, versions, write_json
+from .files import no_room, open_files, refuse, versions, write_json
 from .merge_files import (
     MODEL_FILES,
     clean,
@@ -58,6 +58,9 @@ def main(job: dict[str, Any]) -> None:
         _refuse_keys(args)
     quiet()
     merged = Path(payload["merged"])
+    link = Path(payload["link"]) if payload.get("link") else None
+    if link is not None:
+        _check_free(merged, link)
     clean(merged)
     temporary = Path(tempfile.mkdtemp(dir=merged.parent, prefix=f".{merged.name}.tmp-"))
     seconds: dict[str, float] = {"start": time.monotonic() - started}
@@ -72,6 +75,8 @@ def main(job: dict[str, Any]) -> None:
             facts = _copy(source, base, temporary, trust, seconds)
         facts["bytes"] = open_files(temporary)
         swap(temporary, merged)
+        if link is not None and not link.is_symlink():
+            link.symlink_to(merged)
     except Unequal as error:
         print(f"pkuslurm: merged: {error}; nothing was put in place", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
@@ -79,6 +84,12 @@ def main(job: dict[str, Any]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     rounded = {key: round(value, 2) for key, value in seconds.items()}
     write_json(payload["result"], {"seconds": rounded, "versions": versions()} | facts)
+
+
+def _check_free(merged: Path, link: Path) -> None:
+    """A folder that is not the run's own is written to once: what lies there is ours only where the run's link is."""
+    if not link.is_symlink() and merged.exists() and any(merged.iterdir()):
+        refuse(f"merge.export_dir={merged}: it is not empty, and nothing is overwritten; name a new folder")
 
 
 def _merge(
@@ -90,6 +101,8 @@ def _merge(
     try:
         return _stream(args, base, adapter, folder, trust, seconds)
     except (NotStreamable, Failed, Unequal, OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if no_room(error):
+            raise  # nor would there be for the export
         why = " ".join(str(error).split()) or type(error).__name__
     print(f"pkuslurm: merge: by LLaMA-Factory's export, not streamed: {why}", file=sys.stderr, flush=True)
     for left in folder.iterdir():

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,11 @@ def main(job: dict[str, Any]) -> None:
     seconds: dict[str, float] = {}
     model, seconds["model"] = _timed(lambda: _model(payload))
     try:
-        checked, seconds["check"] = _timed(lambda: _check(payload, args))
+        checks, seconds["check"] = _timed(lambda: _check(payload, args))
     except BadData as error:
         refuse(f"dataset.path={error}")
-    _, seconds["convert"] = _timed(lambda: _convert(payload, args, checked))
+    _, seconds["convert"] = _timed(lambda: _convert_all(payload, args, checks))
+    checked = _together(checks, args)
     keys = data_keys()
     key = cache_key(args, keys)
     folder = Path(payload["cache_root"]) / "tokenized" / key
@@ -123,18 +125,50 @@ def _entries(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
         refuse(f"dataset={error.args[0]}: {info} does not describe it; it has {', '.join(known)}")
 
 
-def _check(payload: dict[str, Any], args: dict[str, Any]) -> Checked:
-    first = next(iter(_entries(args).values()), {})
-    formatting = payload["formatting"]
-    if formatting == "auto" and "formatting" in first:
-        formatting = first["formatting"]
-    return check(payload["dataset_file"], formatting, first, args.get("stage", "sft"), args.get("max_samples"))
+def _check(payload: dict[str, Any], args: dict[str, Any]) -> list[Checked]:
+    """Every set of data, the first one first; raises BadData."""
+    return [
+        check(
+            source["dataset_file"], _formatting(source, entry), entry, args.get("stage", "sft"), args.get("max_samples")
+        )
+        for source, entry in _sources(payload, args)
+    ]
 
 
-def _convert(payload: dict[str, Any], args: dict[str, Any], checked: Checked) -> None:
+def _sources(payload: dict[str, Any], args: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each file of data, with its entry of dataset_info.json."""
+    entries = _entries(args)
+    first = (payload, next(iter(entries.values()), {}))
+    return [first, *((source, entries[source["name"]]) for source in payload.get("more", ()))]
+
+
+def _formatting(source: dict[str, Any], entry: dict[str, Any]) -> str:
+    return str(
+        entry["formatting"] if source["formatting"] == "auto" and "formatting" in entry else source["formatting"]
+    )
+
+
+def _together(checks: list[Checked], args: dict[str, Any]) -> Checked:
+    """What all sets that are trained on come to; what is held out is only warned of."""
+    names = args.get("dataset") or ""
+    trained = checks[: len(names.split(",")) if isinstance(names, str) else len(names)]
+    known = [one.rows for one in trained if one.rows is not None]
+    return Checked(
+        checks[0].formatting,
+        rows=sum(known) if len(known) == len(trained) else None,
+        dropped=sum((one.dropped for one in trained), Counter()),
+        warnings=[warning for one in checks for warning in one.warnings],
+    )
+
+
+def _convert_all(payload: dict[str, Any], args: dict[str, Any], checks: list[Checked]) -> None:
+    for (source, entry), checked in zip(_sources(payload, args), checks, strict=True):
+        _convert(source, entry, checked)
+
+
+def _convert(source: dict[str, Any], entry: dict[str, Any], checked: Checked) -> None:
     """The file as LLaMA-Factory can read it, where dataset_info.json names that; launch has decided it."""
-    file, target = Path(payload["dataset_file"]), payload.get("convert_to")
-    entry = next(iter(_entries(args).values()), {})
+    file, target = Path(source["dataset_file"]), source.get("convert_to")
     if target:
         columns = used_columns(checked.formatting, entry)
         answers = {columns[role] for role in ("response", "chosen", "rejected") if role in columns}

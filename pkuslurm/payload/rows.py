@@ -45,6 +45,8 @@ def check(file: str, formatting: str, entry: Mapping[str, Any], stage: str, most
     Raises BadData where the training would fail, or where no row would be left.
     """
     path = Path(file)
+    if path.is_dir():  # of several files: LLaMA-Factory reads them
+        return Checked("alpaca" if formatting == "auto" else formatting)
     if not path.is_file():
         raise BadData(f"{file}: there is no such file")
     table = open_table(path)

@@ -16,7 +16,7 @@ class Failed(Exception):
 
 
 def in_shares(work: Callable[[], Iterable[Callable[[], None]]]) -> None:
-    """Run all that ``work`` yields, each once, in as many processes as there are processors. Raises Failed.
+    """Run all that ``work`` yields, each once, in as many processes as there are processors. Raises Failed, OSError.
 
     ``work`` is called in each and must yield the same. A process whose parent is gone ends."""
     count = min(MOST, len(os.sched_getaffinity(0)))
@@ -31,8 +31,11 @@ def in_shares(work: Callable[[], Iterable[Callable[[], None]]]) -> None:
             said.append(stream.read().decode("utf-8", "replace"))
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         if code and not said[-1]:
-            said[-1] = f"a process ended with {code}"
-    if words := next(filter(None, said), None):
+            said[-1] = f"0 a process ended with {code}"
+    if text := next(filter(None, said), None):
+        number, _, words = text.partition(" ")
+        if number != "0":
+            raise OSError(int(number), os.strerror(int(number)))
         raise Failed(words)
 
 
@@ -51,7 +54,9 @@ def _start(work: Callable[[], Iterable[Callable[[], None]]], number: int, count:
         else:
             code = 0
     except Exception as error:
-        os.write(write, (" ".join(str(error).split()) or type(error).__name__).encode("utf-8", "replace")[:4000])
+        number = (error.errno if isinstance(error, OSError) else None) or 0
+        words = " ".join(str(error).split()) or type(error).__name__
+        os.write(write, f"{number} {words}".encode("utf-8", "replace")[:4000])
     except BaseException:
         traceback.print_exc()
     finally:

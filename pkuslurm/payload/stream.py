@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .arithmetic import STEP, STORED, Array, Form, form_for, has_nan, narrow, room, row_norms, widen
+from .files import no_room
 from .shares import in_shares
 from .spans import Layout, Span, read_into, write_all
 from .stream_plan import Change, NotStreamable, Plan
@@ -73,6 +74,10 @@ def _write(plan: Plan, file: Layout, adapter: int, target: Path) -> None:
         try:
             in_shares(lambda: _blocks(plan, file, source, made, adapter))
             os.fsync(made)
+        except OSError as error:
+            if no_room(error):
+                error.filename = str(target)
+            raise
         finally:
             os.close(made)
     finally:

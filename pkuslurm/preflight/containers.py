@@ -52,7 +52,7 @@ def check_runtime(config: Config, environ: Mapping[str, str]) -> str | None:
     program = RUNTIMES[runtime].program
     if not program or shutil.which(program, path=environ.get("PATH")):
         return None
-    if config.cluster.executor == "local":
+    if config.cluster.executor != "slurm":
         raise PkuslurmError(f"container.runtime={runtime}: {program} is not installed here; install it, or another one")
     return f"container: {program} is not on this machine; the nodes must have it (cluster.setup may load it)"
 

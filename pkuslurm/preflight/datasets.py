@@ -6,15 +6,16 @@ prepare looks again, since the file may have changed by then.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pkuslurm.config.schema import Dataset
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.payload.entry import MEDIA
 from pkuslurm.payload.rows import Checked, look
 from pkuslurm.payload.tables import READERS, BadData, open_table
 from pkuslurm.preflight.columns import HEAD, check_roles, describe
@@ -49,11 +50,38 @@ class Found:
     convert: bool = False
     notes: tuple[str, ...] = ()
     first: str = ""
+    media: bool = False  # its rows name pictures, videos or sounds
 
     @property
     def usable(self) -> int | None:
         """Rows that will be trained on, before max_samples and val_size; of a large file an estimate from above."""
         return None if self.rows is None else self.rows - sum(self.dropped.values())
+
+
+class NotHere(PkuslurmError):
+    """Data that lies on a hub, or somewhere else where a run does not look: a dry run says so and goes on."""
+
+
+def names_of(value: object) -> list[str]:
+    """Names of datasets, with commas or as a list."""
+    names = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return [str(name).strip() for name in names]
+
+
+def is_remote(path: str) -> bool:
+    """LLaMA-Factory's words for a hub in place of a folder (dataset_dir)."""
+    return path == "ONLINE" or path.startswith("REMOTE:")
+
+
+def entry(dataset: Dataset, name: str, key: str) -> Dataset:
+    """One of several entries of a folder's dataset_info.json; ``key`` has named them. Raises PkuslurmError."""
+    path = Path(str(dataset.path)).expanduser()
+    if path.is_file() and path.name != "dataset_info.json":
+        raise PkuslurmError(
+            f"{key}={name}: it is looked for in the dataset_info.json of a folder, and "
+            f"dataset.path={dataset.path} is a file; give the folder and dataset.name"
+        )
+    return replace(dataset, name=name, formatting="auto", columns=None, tags=None)
 
 
 def find_dataset(dataset: Dataset, stage: str = "sft", most: int | None = None) -> Found:
@@ -65,6 +93,11 @@ def find_dataset(dataset: Dataset, stage: str = "sft", most: int | None = None) 
     check_roles(dataset.columns, dataset.tags)
     if dataset.name and "," in dataset.name:
         raise PkuslurmError(f"dataset.name={dataset.name}: one dataset is wanted, by a name without a comma")
+    if is_remote(dataset.path):
+        raise NotHere(
+            f"dataset.path={dataset.path}: it is on a hub, and nothing is downloaded here; download it and give its "
+            "folder (dataset_dir)"
+        )
     try:
         file, given = _find(dataset.path, dataset.name)
         name = dataset.name or given.pop("name", None) or file.stem.replace(",", "_").strip() or "data"
@@ -80,6 +113,12 @@ def find_dataset(dataset: Dataset, stage: str = "sft", most: int | None = None) 
 def _look(dataset: Dataset, name: str, file: Path, given: dict[str, Any], stage: str, most: int | None) -> Found:
     if dataset.formatting != "auto":
         given["formatting"] = dataset.formatting
+    media = any((dataset.columns or given.get("columns") or {}).get(kind) for kind in MEDIA)
+    if file.is_dir():
+        told = describe(str(file), (), given, dataset.columns, dataset.tags, stage)
+        note = f"{file.name}: a folder of files, which are not looked at here; LLaMA-Factory reads them"
+        entry = {"file_name": str(file), **told.entry}
+        return Found(name, file, str(entry["formatting"]), {name: entry}, notes=(note,), media=media)
     table = open_table(file)
     with nullcontext() if table is None else closing(table):
         head = [] if table is None else list(islice(table.rows, HEAD))
@@ -90,13 +129,22 @@ def _look(dataset: Dataset, name: str, file: Path, given: dict[str, Any], stage:
         formatting = str(entry["formatting"])
         if table is None:
             note = f"{file.name}: it cannot be looked at here (no pyarrow); prepare does"
-            return Found(name, file, formatting, {name: entry}, notes=(note,))
+            return Found(name, file, formatting, {name: entry}, notes=(note,), media=media)
         table.rows = chain(head, table.rows)
         checked = look(file, table, formatting, entry, stage, most, LIMIT)
     rows = entry.get("num_samples") or checked.rows
     notes = (*(f"{file.name}: {note}" for note in told.notes), *_notes(file.name, checked, most))
     return Found(
-        name, file, formatting, {name: entry}, rows, dict(checked.dropped), bool(checked.convert), notes, checked.first
+        name,
+        file,
+        formatting,
+        {name: entry},
+        rows,
+        dict(checked.dropped),
+        bool(checked.convert),
+        notes,
+        checked.first,
+        media,
     )
 
 
@@ -122,6 +170,8 @@ def _find(given: str, name: str | None) -> tuple[Path, dict[str, Any]]:
     if path.is_dir():
         described = path / "dataset_info.json"
         path, entry = _described(described, name) if described.is_file() else (_only_file(path), {})
+        if path.is_dir() and len(_files(path)) > 1:  # LLaMA-Factory reads them all
+            return path, entry
     if path.is_dir():
         path = _only_file(path)
     if not path.exists():
@@ -155,7 +205,7 @@ def _described(described: Path, name: str | None) -> tuple[Path, dict[str, Any]]
     entry = dict(entries[name])
     url = next((key for key in _URLS if key in entry), None)
     if url is not None:
-        raise PkuslurmError(
+        raise NotHere(
             f"dataset.name={name}: {described} has it at {url}={entry[url]}, and nothing is downloaded here; "
             "download it and give the file: dataset.path=…"
         )
@@ -167,11 +217,15 @@ def _described(described: Path, name: str | None) -> tuple[Path, dict[str, Any]]
     return described.parent / entry.pop("file_name"), entry | {"name": name}
 
 
-def _only_file(folder: Path) -> Path:
+def _files(folder: Path, suffixes: Collection[str] = READERS) -> list[Path]:
     there = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
-    files = [file for file in there if file.suffix.lower() in READERS]
+    return [file for file in there if file.suffix.lower() in suffixes]
+
+
+def _only_file(folder: Path) -> Path:
+    files = _files(folder)
     if not files:
-        files = [file for file in there if file.suffix.lower() in _REMEDIES]
+        files = _files(folder, _REMEDIES)
     if len(files) == 1:
         return files[0]
     below = [file for file in sorted(folder.glob("*/*")) if file.suffix.lower() in READERS] if not files else []

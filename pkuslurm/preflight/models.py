@@ -36,12 +36,13 @@ def where_looked(name: str, environ: Mapping[str, str]) -> list[str]:
 
 
 def _places(name: str, environ: Mapping[str, str]) -> Iterator[Path]:
-    for alias in _aliases(name):
+    for alias in aliases(name):
         owner, _, model = alias.partition("/")
         yield from _places_of(owner, model, environ)
 
 
-def _aliases(name: str) -> list[str]:
+def aliases(name: str) -> list[str]:
+    """``name`` and what the other hub may call the same model."""
     owner, _, model = name.partition("/")
     owners = next((group for group in _OWNERS if owner in group), (owner,))
     # Meta renamed its models without the prefix
@@ -57,11 +58,18 @@ def _places_of(owner: str, model: str, environ: Mapping[str, str]) -> Iterator[P
             if root.name == model:
                 yield root
     cache = Path(environ["HOME"]) / ".cache" if environ.get("HOME") else None
+    ours = environ.get("PKUSLURM_CACHE") or (cache and cache / "pkuslurm")  # cache_root, where fetch puts them
+    if ours:
+        yield Path(ours) / "models" / owner / model
     scope = environ.get("MODELSCOPE_CACHE") or (cache and cache / "modelscope" / "hub")
     if scope:
         # ModelScope writes dots as three underscores; its later versions add models/ and, beside it, a link
         for hub in (Path(scope) / "models", Path(scope), Path(scope) / "hub" / "models", Path(scope) / "hub"):
             yield from (hub / owner / model, hub / owner / model.replace(".", "___"))
+        # since modelscope 1.38, and beside hub/ where MODELSCOPE_CACHE is not set
+        root = Path(scope) if environ.get("MODELSCOPE_CACHE") else Path(scope).parent
+        yield from (root / "models" / f"{owner}--{model}" / "snapshots" / "master",)
+        yield from _snapshots(root / "models" / f"{owner}--{model}")
     home = environ.get("HF_HOME") or (cache and cache / "huggingface")
     hugging = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or (home and Path(home) / "hub")
     if hugging:
@@ -204,5 +212,5 @@ def _is_pointer(file: Path) -> bool:
 def _pointer(file: Path) -> str:
     return (
         f"model.path: {file} is git-lfs's note of a file, not the file; run `git lfs pull` in {file.parent}, "
-        "or get the model with modelscope download"
+        "or get the model with pkuslurm fetch OWNER/NAME"
     )

@@ -7,33 +7,38 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pkuslurm.config.llamafactory import check_keys
 from pkuslurm.config.llamafactory import check_template as known_template
 from pkuslurm.config.pairs import check_pairs
 from pkuslurm.config.schema import Config
+from pkuslurm.config.unrunnable import cannot_run
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
-from pkuslurm.payload.steps import count, step_lines
-from pkuslurm.plan.inputs import Inputs, Prompt
+from pkuslurm.plan.inputs import Inputs, Prompt, Source
 from pkuslurm.plan.resources import cluster_for
 from pkuslurm.preflight.containers import check_image, check_places, check_runtime
-from pkuslurm.preflight.datasets import Found, find_dataset
+from pkuslurm.preflight.data import find_data, media_dir, trained_on
+from pkuslurm.preflight.datasets import names_of
 from pkuslurm.preflight.estimate import estimate, saving
 from pkuslurm.preflight.llamafactory import check_deepspeed, look
+from pkuslurm.preflight.modelfiles import read_object
 from pkuslurm.preflight.models import check_model, find_model, where_looked
 from pkuslurm.preflight.nearest import nearest_to
+from pkuslurm.preflight.notes import Notes, Seen
+from pkuslurm.preflight.paths import adapters, empty_folder, train_paths
 from pkuslurm.preflight.prompts import prompts_of
-from pkuslurm.preflight.slurm import site_notes
+from pkuslurm.preflight.slurm import check_scheduler, site_notes
 from pkuslurm.preflight.templates import check_template, choose_template
 from pkuslurm.render.containers import PYTHON
 from pkuslurm.render.render import TINY_MODEL
 
-T = TypeVar("T")
+# Forms of weights that hold no number for each parameter; fp8 and mxfp4 LLaMA-Factory unpacks.
+PACKED = ("awq", "gptq", "aqlm", "bitsandbytes", "hqq", "eetq")
 # What a run writes beside the weights: tokenized data, logs, answers, the report.
 SMALL_BYTES = 200_000_000
 
@@ -45,52 +50,17 @@ class Template(NamedTuple):
     why: str
 
 
-class Seen:
-    """What has been looked at already: the points of a sweep read the same model and the same data."""
-
-    def __init__(self) -> None:
-        self._answers: dict[str, object] = {}
-
-    def once(self, look: Callable[..., T], *about: object) -> T:
-        """``look(*about)``, or what it gave or refused before."""
-        key = f"{look.__qualname__}{about!r}"
-        if key not in self._answers:
-            try:
-                self._answers[key] = look(*about)
-            except PkuslurmError as problem:
-                self._answers[key] = problem
-        answer = self._answers[key]
-        if isinstance(answer, PkuslurmError):
-            raise answer
-        return answer  # type: ignore[return-value]  # what look returned under this key
-
-
-@dataclass
-class _Notes:
-    """What is said before anything starts. ``lenient`` (a dry run): what is not on this machine becomes a note."""
-
-    lenient: bool
-    notes: list[str]
-    facts: list[tuple[str, str]]
-    seen: Seen
-
-    def unless_missing(self, find: Callable[[], T], otherwise: T, path: str | None) -> T:
-        """``find()``; what is here and is wrong is refused in a dry run, too."""
-        try:
-            return find()
-        except PkuslurmError as problem:
-            if not self.lenient or (path and Path(absolute(path)).exists()):
-                raise
-            self.notes.append(str(problem))
-            return otherwise
-
-
 def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: Seen | None = None) -> Inputs:
     """The run's inputs, absolute. ``lenient`` (a dry run): what is not here becomes a note instead of a refusal.
 
     ``seen``: the same for all points of a sweep.
     """
-    said = _Notes(lenient, [*config.notes, *site_notes(config)], [], seen or Seen())
+    if not lenient:
+        check_scheduler(config)
+    environ = {**environ, "PKUSLURM_CACHE": config.cache_root}  # which a preset may have set
+    said = Notes(lenient, [*config.notes, *site_notes(config)], [], seen or Seen())
+    if lenient and (why := cannot_run(config)) is not None:
+        said.notes.append(f"warning: this is shown and cannot be launched: {why}")
     image = config.container.image
     said.unless_missing(lambda: check_image(config), None, image)
     if note := said.unless_missing(lambda: check_runtime(config, environ), None, None):
@@ -98,39 +68,61 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
     context = look(config)
     if "train" in config.pipeline.jobs:
         check_keys("train", config.train, context.keys)
-        check_pairs(config.train, context)
+        sets = max(len(names_of(config.dataset.name)), 1), len(names_of(config.train.get("eval_dataset")))
+        over = {} if config.model.adapter is None else {"adapter_name_or_path": config.model.adapter}
+        check_pairs(config.train | over, replace(context, datasets=tuple(filter(None, sets))))
         deepspeed = config.train.get("deepspeed")
         said.unless_missing(lambda: check_deepspeed(deepspeed), None, str(deepspeed))
     check_keys("merge", config.merge, context.keys)
+    if lenient:
+        empty_folder("merge.export_dir", config.merge.get("export_dir"))
     if config.model.template != "auto":
         known_template(config.model.template, context.keys)
     model = said.unless_missing(lambda: _model(config, environ, said.seen), str(config.model.path), config.model.path)
+    _check_mergeable(config, Path(model))
     template = _template(config, model, said)
     needed = _model_facts(config, model, template, said)
     nothing: tuple[Prompt, ...] = ()
     prompts = said.unless_missing(lambda: prompts_of(config), nothing, _file(config.infer.prompts))
-    data = _dataset(config, said)
+    data = find_data(config, said)
+    start = said.unless_missing(
+        lambda: adapters("model.adapter", config.model.adapter), config.model.adapter, config.model.adapter
+    )
+    if start is not None and "," in start and config.pipeline.jobs == ["merge"]:
+        raise PkuslurmError(
+            f"model.adapter={config.model.adapter}: one at a time; merge the first, then the next into that"
+        )
+    if config.pipeline.jobs == ["merge"]:
+        what = f"{start} into the model" if start else "no adapter: the model is copied"
+        said.facts.append(("merge", f"{what}, in {config.merge.get('export_dir') or 'the run'}"))
+    nowhere: dict[str, str] = {}
+    paths = said.unless_missing(lambda: train_paths(config.train, environ), nowhere, None)
     adapter = said.unless_missing(
         lambda: _folder("infer.adapter", config.infer.adapter), config.infer.adapter, config.infer.adapter
     )
     base = said.unless_missing(
         lambda: _known_model(config.infer.base, environ, said.seen), config.infer.base, config.infer.base
     )
+    first, more = data[0], data[1:]
     inputs = Inputs(
         model_path=model,
         template=template.name,
-        dataset_name=data.name,
-        dataset_info=data.info,
-        dataset_file=str(data.file),
-        formatting=data.formatting,
+        dataset_name=trained_on(config, first),
+        dataset_info={name: about for found in data for name, about in found.info.items()},
+        dataset_file=str(first.file),
+        formatting=first.formatting,
         prompts=prompts,
         adapter=adapter,
         base=base,
         python=interpreter(config),
         notes=tuple(said.notes),
         facts=tuple(said.facts),
-        convert=data.convert,
+        convert=first.convert,
         disk_bytes=needed,
+        more=tuple(Source(found.name, str(found.file), found.formatting, found.convert) for found in more),
+        media_dir=media_dir(config, data),
+        start=start,
+        paths=paths,
     )
     check_places(config, inputs)
     return inputs
@@ -140,7 +132,7 @@ def _file(prompts: list[str] | str) -> str | None:
     return prompts if isinstance(prompts, str) else None
 
 
-def _template(config: Config, model: str, said: _Notes) -> Template:
+def _template(config: Config, model: str, said: Notes) -> Template:
     """LLaMA-Factory's template and how it was told; warnings where the model's tokens do not fit."""
     given = config.model.template
     chosen = Template(given, "")
@@ -154,7 +146,7 @@ def _template(config: Config, model: str, said: _Notes) -> Template:
     return chosen
 
 
-def _model_facts(config: Config, model: str, template: Template, said: _Notes) -> int:
+def _model_facts(config: Config, model: str, template: Template, said: Notes) -> int:
     """Say what the model is and what it needs; the bytes that the run will write, 0 where it is not known."""
     told = f" ({template.why})" if template.why else ""
     said.facts.append(("model", f"{config.model.make or model}, template {template.name}{told}"))
@@ -169,30 +161,9 @@ def _model_facts(config: Config, model: str, template: Template, said: _Notes) -
     return found.disk_run
 
 
-def _dataset(config: Config, said: _Notes) -> Found:
-    """The data, with what was found out about it and the steps that come of it."""
-    name, path = config.dataset.name or "custom", config.dataset.path
-    if path is None or "train" not in config.pipeline.jobs:
-        return Found(name, Path(), "alpaca", {})
-    entry = {"file_name": absolute(path), "formatting": "alpaca"}
-    missing = Found(name, Path(absolute(path)), "alpaca", {name: entry})
-    train = config.train
-    stage, most = str(train.get("stage", "sft")), train.get("max_samples")
-    found = said.unless_missing(lambda: said.seen.once(find_dataset, config.dataset, stage, most), missing, path)
-    rows = "" if found.rows is None else f", {count(found.rows, 'row')}"
-    said.facts.append(("data", f"{os.path.normpath(found.file)}, {found.formatting}{rows}"))
-    said.facts.extend(("", line) for line in found.first.split("\n") if line)
-    said.notes.extend(found.notes)
-    if found.usable is not None:
-        ranks = cluster_for(config, "train").nproc_per_node or 1
-        lines, warnings = step_lines(found.usable, train, config.nodes, ranks)
-        said.facts.extend(("steps", line) for line in lines)
-        said.notes.extend(f"warning: {line}" for line in warnings)
-    return found
-
-
 def check_machine(config: Config, inputs: Inputs) -> None:
     """What would fail later on this machine: LLaMA-Factory not installed, no room, a folder that cannot be written."""
+    empty_folder("merge.export_dir", config.merge.get("export_dir"))
     inside = config.container.runtime != "none"  # there nothing can be looked at from here
     if not inside and config.cluster.python is None and importlib.util.find_spec("llamafactory") is None:
         raise PkuslurmError(
@@ -244,6 +215,17 @@ def _model(config: Config, environ: Mapping[str, str], seen: Seen) -> str:
     return found
 
 
+def _check_mergeable(config: Config, model: Path) -> None:
+    """Raise PkuslurmError where hours of training would end in a merge that LLaMA-Factory refuses."""
+    adapter = config.train.get("finetuning_type", "lora") in ("lora", "oft") or "train" not in config.pipeline.jobs
+    method = (read_object(model / "config.json").get("quantization_config") or {}).get("quant_method")
+    if "merge" in config.pipeline.jobs and adapter and method in PACKED:
+        raise PkuslurmError(
+            f"model.path={config.model.path}: its weights are quantized ({method}), nothing can be merged into them; "
+            "write pipeline=train, or tune the original model with train.quantization_bit=4"
+        )
+
+
 def _known_model(name: str | None, environ: Mapping[str, str], seen: Seen, key: str = "infer.base") -> str | None:
     if name is None:
         return None
@@ -262,9 +244,8 @@ def _no_model(name: str, environ: Mapping[str, str]) -> str:
         hint = nearest_to(Path(absolute(name))) if "/" in name else ""
         return f"no such folder or downloaded model{hint}; give a model's folder, or its id, such as Qwen/Qwen3-0.6B"
     places = ", ".join([*looked[:2], "…"][: len(looked)])  # there may be a dozen
-    beside = Path(sys.executable).with_name("modelscope")
-    program = shlex.quote(str(beside)) if beside.is_file() else "modelscope"
-    return f"no such folder or downloaded model; looked in {places}; get it with: {program} download --model {name}"
+    command = f"{shlex.quote(sys.executable)} -m pkuslurm fetch {name}"
+    return f"no such folder or downloaded model; looked in {places}; get it with: {command}"
 
 
 def _folder(key: str, path: str | None) -> str | None:

@@ -11,11 +11,17 @@ from pkuslurm.config.schema import Cluster, Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.plan.plan import JobSpec, RunPlan
 from pkuslurm.plan.resources import COMPUTING, cluster_for
-from pkuslurm.slurm import commands, site
+from pkuslurm.slurm import commands, crane, site
 from pkuslurm.slurm.environment import in_allocation
 from pkuslurm.slurm.gres import Device
 from pkuslurm.slurm.parse import Partition, minutes
 from pkuslurm.slurm.site import Group
+
+
+def check_scheduler(config: Config) -> None:
+    """Raise PkuslurmError where jobs would go to another scheduler than Slurm: before a model is fetched for them."""
+    if config.cluster.executor == "slurm" and crane.is_crane():
+        raise PkuslurmError(f"cluster.executor=slurm: {crane.WORKS}")
 
 
 def check_slurm(plan: RunPlan) -> None:
@@ -131,7 +137,14 @@ def _key(job: JobSpec, name: str, cluster: Cluster) -> str:
 
 def check_login_node(config: Config, environ: Mapping[str, str]) -> None:
     """Nothing computes on a login node, where everybody works: raise PkuslurmError with the line to type instead."""
-    if config.here or in_allocation(environ) or not commands.answers():
+    if config.here or in_allocation(environ) or crane.in_job(environ):
+        return
+    if crane.is_crane():
+        raise PkuslurmError(
+            f"cluster.executor={config.cluster.executor}: not in a job, so that the run would compute on a login node "
+            f"(here=true if you may); {crane.WORKS}"
+        )
+    if not commands.answers():
         return
     raise PkuslurmError(
         "cluster=local: this is a login node of a Slurm cluster, and the run would compute on it; write cluster=slurm "

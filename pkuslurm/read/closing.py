@@ -22,8 +22,8 @@ def closing(run: RunDir, stream: TextIO) -> bool | None:
     print(file=stream)
     if run.report.exists():
         print(f"report   {present.safe(run.report)}", file=stream)
-    if run.merged.is_dir() and now.state == "COMPLETED":
-        print(f"model    {present.safe(run.merged)}", file=stream)
+    if (model := run.whole_model) is not None and now.state == "COMPLETED":
+        print(f"model    {present.safe(model)}", file=stream)
     if now.passed is False:
         print("passed   NO: not every answer is as infer.expect wants it (exit code 1)", file=stream)
     for name, command in _next(run, now):
@@ -36,7 +36,7 @@ def _next(run: RunDir, now: status.RunStatus) -> list[tuple[str, str]]:
     name = present.safe(shlex.quote(now.run_id))
     if now.state == "COMPLETED" and now.job("infer"):
         asks = [("next", f"{command} infer {name} 'prompts=[你会做什么？]' expect=null")]
-        return [*asks, ("talk", f"{command} serve {name}")] if run.merged.is_dir() else asks
+        return [*asks, ("talk", f"{command} serve {name}")] if run.whole_model is not None else asks
     if now.state == "COMPLETED":
         return [("next", f"{command} status {name}")]
     logs = f"{command} logs {name}"

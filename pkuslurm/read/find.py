@@ -167,8 +167,11 @@ def _by_path(run: str) -> Path:
     if not _is_run(path):
         _refuse_other(run, path)
         raise PkuslurmError(f"RUN {run}: there is no run (no run.json) at {path}")
+    real = Path(os.path.realpath(path))
+    if path.is_symlink() and real.name != path.name:
+        return real  # its markers know it by its own name
     if sweepdir.sweep_of(RunDir(path)) is None and (read_json(RunDir(path).run_json) or {}).get("sweep"):
-        return Path(os.path.realpath(path))  # a point by another name: its place in the sweep says which it is
+        return real  # a point by another name: its place in the sweep says which it is
     return path
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pkuslurm.read.values import unix, whole
-from pkuslurm.worker import processes
+from pkuslurm.worker import beats, processes
 
 # launch writes run.json a moment before it says who runs it
 BEGINNING_SECONDS = 30.0
@@ -26,6 +27,8 @@ def process(named: object, host: str) -> bool | None:
 def launcher(document: Mapping[str, Any], host: str) -> bool | None:
     """Whether the process that runs the jobs is there. It takes its name out of run.json when it has ended."""
     named = document.get("launcher")
+    if isinstance(named, Mapping) and named.get("meeting") and named.get("host") != host:
+        return beats.alive(Path(str(named["meeting"])), named.get("nonce"), beats.GLANCE_SECONDS)
     if named is not None:
         return process(named, host)
     jobs = document.get("jobs")
@@ -33,4 +36,4 @@ def launcher(document: Mapping[str, Any], host: str) -> bool | None:
     if document.get("cancelled") or any(isinstance(job, dict) and job.get("job_id") for job in known):
         return False
     age = time.time() - (unix(document.get("created")) or 0.0)
-    return age < BEGINNING_SECONDS
+    return abs(age) < BEGINNING_SECONDS  # a clock that was put back since would make it begin for an hour

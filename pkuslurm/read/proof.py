@@ -79,4 +79,6 @@ def _doubt(root: Path, kind: str, entry: object, pruned: str | None) -> str | No
         return None if pruned == relative.parts[0] else f"{name}, which its marker names: {error.strerror}"
     except OSError as error:
         return f"{name}, which its marker names: {error.strerror or error}"
+    except ValueError:  # half of a surrogate pair
+        return f"its marker names {name!r}, which can be no file's name"
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pkuslurm.read.rules import BROKEN, CANCELLED_BEFORE, ENDED
-from pkuslurm.slurm.parse import Row
+from pkuslurm.slurm.parse import LAUNCH_FAILED, Row
 
 # In words, where Slurm's own say little to somebody who is new to it.
 WAITING = {
@@ -17,6 +17,7 @@ WAITING = {
     "Resources": "waiting for free nodes",
     "Dependency": "waiting for the job before it",
     "JobHeldUser": "held until the whole chain is submitted; `pkuslurm retry` goes on",
+    LAUNCH_FAILED: "its node could not start it, and Slurm holds it; `pkuslurm retry` goes on",
     "BeginTime": "Slurm starts it again soon",
     "PartitionTimeLimit": "cluster.time is more than the partition allows: it will never start; cancel it",
     "PartitionNodeLimit": "more nodes than the partition has: it will never start; cancel it",
@@ -69,6 +70,12 @@ def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
     if row.state == "PENDING":
         if "DependencyNeverSatisfied" in row.reason:
             return _before(evidence) or ("SKIPPED", "the job before it did not complete")
+        # where Slurm leaves an orphan in the queue, what comes after that one waits for ever
+        if row.reason.startswith("Dependency") and any(state == "SKIPPED" for _, state in evidence.parents):
+            return _before(evidence) or ("SKIPPED", "the job before it did not complete")
+        if row.reason.startswith("Dependency") and evidence.parents and _complete(evidence):
+            # for a moment; or for ever, where Slurm has not heard of that end, and wants to start that one again
+            return "PENDING", "Dependency: the job before it is complete; if it does not start soon: `pkuslurm retry`"
         return "PENDING", _waiting(row)
     if row.state == "COMPLETED":
         return "FAILED", f"no proof that it is complete: {evidence.doubt}"
@@ -92,6 +99,10 @@ def job_state(evidence: SlurmEvidence) -> tuple[str, str | None]:
     if row.state in ("RUNNING", "REQUEUED"):
         return row.state, None
     return "UNKNOWN", f"Slurm says {row.said}"
+
+
+def _complete(evidence: SlurmEvidence) -> bool:
+    return all(state == "COMPLETED" for _, state in evidence.parents)
 
 
 def _before(evidence: SlurmEvidence) -> tuple[str, str] | None:
@@ -133,7 +144,8 @@ def _without_slurm(evidence: SlurmEvidence) -> tuple[str, str | None]:
         return "FAILED", f"no proof that it is complete: {evidence.doubt}"
     if evidence.seen is None and (verdict := _before(evidence)) is not None:
         return verdict
-    return "UNKNOWN", f"Slurm no longer knows job {evidence.job_id}, and its files do not say how it ended"
+    lost = f"Slurm no longer knows job {evidence.job_id}, and its files do not say how it ended"
+    return "UNKNOWN", f"{lost}; `pkuslurm retry` sends it again"
 
 
 def _waiting(row: Row) -> str | None:
@@ -142,4 +154,4 @@ def _waiting(row: Row) -> str | None:
         return None
     words = WAITING.get(first)
     text = f"{first}: {words}" if words else row.reason
-    return f"{text}; expected to start {row.started[:16].replace('T', ' ')}" if row.started else text
+    return f"{text}; expected to start {row.started[:16].replace('T', ' ')}" if row.started and not row.held else text

@@ -16,9 +16,12 @@ def unix(moment: object) -> float | None:
 
 def number(value: object) -> float | int | None:
     """A finite number; JSON has no word for others (a loss that became NaN)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # an integer of four hundred digits
+        return None
 
 
 def moment(value: object) -> str | None:

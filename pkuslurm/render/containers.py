@@ -61,8 +61,12 @@ def places(config: Config, inputs: Inputs) -> list[str]:
     """All that the jobs of the run read and write, in the order in which a person would name them."""
     found = [absolute(config.run_root), absolute(config.cache_root)]
     found += [path for path in (inputs.model_path, inputs.base, inputs.adapter) if path and path.startswith("/")]
-    if inputs.dataset_file.startswith("/"):
-        found.append(around(inputs.dataset_file))  # pictures lie beside it
+    files = [inputs.dataset_file, *(source.file for source in inputs.more)]
+    found += [around(file) for file in files if file.startswith("/")]  # pictures lie beside it
+    found += filter(None, [inputs.media_dir, *(inputs.start or "").split(",")])
+    found += [path for value in inputs.paths.values() for path in value.split(",") if path.startswith("/")]
+    if (given := config.merge.get("export_dir")) is not None:
+        found.append(around(absolute(str(given))))
     deepspeed = config.train.get("deepspeed")
     if isinstance(deepspeed, str) and deepspeed and not deepspeed.startswith("{"):
         found.append(absolute(deepspeed))

@@ -19,8 +19,10 @@ def train_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:
     args: dict[str, Any] = {"model_name_or_path": inputs.model_path}
     if config.model.trust_remote_code:
         args["trust_remote_code"] = True
-    head = ("stage", "finetuning_type", "lora_rank", "lora_target")
-    args |= {"stage": config.train.get("stage", "sft"), "do_train": True}
+    if inputs.start is not None:
+        args["adapter_name_or_path"] = inputs.start
+    head = ("stage", "do_train", "finetuning_type", "lora_rank", "lora_target")
+    args |= {"stage": "sft", "do_train": True}
     args |= {key: config.train[key] for key in head if key in config.train}
     args |= {
         "dataset": inputs.dataset_name,
@@ -28,9 +30,12 @@ def train_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:
         "tokenized_path": str(run.data),
         "template": inputs.template,
     }
+    if inputs.media_dir is not None:
+        args["media_dir"] = inputs.media_dir
     args |= {key: value for key, value in config.train.items() if key not in head}
     if isinstance(args.get("deepspeed"), str):
         args["deepspeed"] = absolute(args["deepspeed"])  # jobs start in the run's directory
+    args |= inputs.paths
     args |= ACCELERATORS[cluster_for(config, "train").accelerator].yaml
     if (seconds := timeouts_of(config)[0]) is not None:
         args[DDP] = seconds
@@ -48,16 +53,25 @@ def timeouts_of(config: Config) -> tuple[int | None, dict[str, str]]:
 
 def merge_args(config: Config, inputs: Inputs, run: RunDir) -> dict[str, Any]:
     """LLaMA-Factory's arguments of the export. A full fine-tune's output is a whole model already."""
-    lora = config.train.get("finetuning_type", "lora") in ("lora", "oft")
-    args: dict[str, Any] = {"model_name_or_path": inputs.model_path if lora else str(run.adapter)}
+    tuned_here = "train" in config.pipeline.jobs
+    kind = config.train.get("finetuning_type", "lora") if tuned_here else "lora" if inputs.start else "full"
+    lora = kind in ("lora", "oft")
+    args: dict[str, Any] = {"model_name_or_path": inputs.model_path if lora or not tuned_here else str(run.adapter)}
     if config.model.trust_remote_code:
         args["trust_remote_code"] = True
     if lora:
-        args["adapter_name_or_path"] = str(run.adapter)
+        args["adapter_name_or_path"] = str(run.adapter) if tuned_here else inputs.start
     args["template"] = inputs.template
-    args["finetuning_type"] = config.train.get("finetuning_type", "lora")
-    args["export_dir"] = str(run.merged)
-    return args | config.merge
+    args["finetuning_type"] = kind
+    args["export_dir"] = export_dir(config, run)
+    ours = ("export_dir",) if tuned_here else ("export_dir", "finetuning_type")
+    return args | {key: value for key, value in config.merge.items() if key not in ours}
+
+
+def export_dir(config: Config, run: RunDir) -> str:
+    """Where the merged model goes: into the run, or (pipeline=merge) where merge.export_dir says."""
+    given = config.merge.get("export_dir")
+    return str(run.merged) if given is None else absolute(str(given))
 
 
 def to_yaml(args: dict[str, Any]) -> str:

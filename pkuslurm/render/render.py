@@ -18,7 +18,7 @@ from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import JobSpec, RunPlan
 from pkuslurm.plan.resources import cluster_for
 from pkuslurm.render.containers import container_of
-from pkuslurm.render.llamafactory import merge_args, timeouts_of, to_yaml, train_args
+from pkuslurm.render.llamafactory import export_dir, merge_args, timeouts_of, to_yaml, train_args
 from pkuslurm.rundir import RunDir
 from pkuslurm.slurm import parse
 from pkuslurm.worker.accelerators import ACCELERATORS, COMMON_ENV, UNSET
@@ -55,8 +55,9 @@ def render(plan: RunPlan, inputs: Inputs, run: RunDir, config_yaml: str, own_pyt
     """Every file of the run. ``own_python`` has pkuslurm, ``inputs.python`` has LLaMA-Factory."""
     config = plan.config
     texts: dict[str, str] = {"config.yaml": config_yaml}
-    if {"train", "merge"} & set(plan.kinds):
+    if {"prepare", "train"} & set(plan.kinds):
         texts["dataset_info.json"] = _json(_dataset_info(inputs, run))
+    if "train" in plan.kinds:
         texts["train.yaml"] = to_yaml(train_args(config, inputs, run))
     if "merge" in plan.kinds:
         texts["merge.yaml"] = to_yaml(merge_args(config, inputs, run))
@@ -74,9 +75,13 @@ def render_serve(plan: RunPlan, inputs: Inputs, run: RunDir, own_python: str, ke
 
 def _dataset_info(inputs: Inputs, run: RunDir) -> dict[str, Any]:
     """LLaMA-Factory's description of the data; a file in another encoding is read from the copy that prepare makes."""
-    if not inputs.convert:
-        return inputs.dataset_info
-    return {name: entry | {"file_name": str(run.dataset)} for name, entry in inputs.dataset_info.items()}
+    copies = {source.name: run.copy_of(number) for number, source in enumerate(inputs.more, 2) if source.convert}
+    if inputs.convert:
+        copies[next(iter(inputs.dataset_info))] = run.dataset
+    return {
+        name: entry | ({"file_name": str(copies[name])} if name in copies else {})
+        for name, entry in inputs.dataset_info.items()
+    }
 
 
 def _json(value: object) -> str:
@@ -111,7 +116,14 @@ def _job(plan: RunPlan, job: JobSpec, inputs: Inputs, run: RunDir, own_python: s
             "max_attempts": plan.config.resume.max_attempts,
             "hang_minutes": plan.config.resume.hang_minutes if job.kind == "train" else None,
         },
-    } | (_submission(plan, job, run, own_python) if plan.config.cluster.executor == "slurm" else {})
+    } | _started_by(plan, job, run, own_python)
+
+
+def _started_by(plan: RunPlan, job: JobSpec, run: RunDir, own_python: str) -> dict[str, Any]:
+    """What whoever starts the worker must know."""
+    if plan.config.cluster.executor == "slurm":
+        return _submission(plan, job, run, own_python)
+    return {"setup": list(job.request.setup)} if job.request.setup else {}
 
 
 def _submission(plan: RunPlan, job: JobSpec, run: RunDir, own_python: str) -> dict[str, Any]:
@@ -196,7 +208,7 @@ Settings = tuple[dict[str, Any], dict[str, Any]]
 
 def _prepare(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
     train = plan.job("train") if "train" in plan.kinds else None
-    payload = {
+    payload: dict[str, Any] = {
         "make": plan.config.model.make,
         "model_path": inputs.model_path,
         "cache_root": plan.config.cache_root,
@@ -207,6 +219,16 @@ def _prepare(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
         "train_args": train_args(plan.config, inputs, run),
         "ranks": train.nodes * train.nproc_per_node if train else 1,
     }
+    if inputs.more:
+        payload["more"] = [
+            {
+                "name": source.name,
+                "dataset_file": source.file,
+                "formatting": source.formatting,
+                "convert_to": str(run.copy_of(number)) if source.convert else None,
+            }
+            for number, source in enumerate(inputs.more, 2)
+        ]
     return payload, {"dir": str(run.data), "model": inputs.model_path}
 
 
@@ -225,21 +247,23 @@ def _train(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
 def _merge(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
     payload = {
         "yaml": str(run.merge_yaml),
-        "adapter": str(run.adapter),
-        "merged": str(run.merged),
+        "adapter": str(run.adapter) if "train" in plan.kinds else inputs.start,
+        "merged": export_dir(plan.config, run),
         "base": inputs.model_path,
     }
+    if payload["merged"] != str(run.merged):
+        payload["link"] = str(run.merged)
     return payload, {"dir": str(run.merged)}
 
 
 def _infer(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
     config = plan.config
-    tuned_here = "merge" in config.pipeline.jobs
+    tuned_here, merged_here = ("train" in config.pipeline.jobs, "merge" in config.pipeline.jobs)
     lora = config.train.get("finetuning_type", "lora") in ("lora", "oft")
     payload = {
         "base": inputs.model_path if tuned_here else inputs.base,
         "adapter": str(run.adapter) if tuned_here and lora else None,
-        "tuned": str(run.merged) if tuned_here else inputs.model_path,
+        "tuned": str(run.merged if merged_here else run.adapter) if tuned_here else inputs.model_path,
         "tuned_adapter": None if tuned_here else inputs.adapter,
         "template": inputs.template,
         "default_system": config.train.get("default_system"),

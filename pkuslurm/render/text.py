@@ -23,9 +23,9 @@ _TAKEN_FROM = {
         "MASTER_PORT": "a free port of that host, chosen when the job starts",
     },
     "meet": {
-        "NODE_RANK": "RANK",
-        "MASTER_ADDR": "MASTER_ADDR",
-        "MASTER_PORT": "MASTER_PORT",
+        "NODE_RANK": "RANK or NODE_RANK where it is given, else 0 for the first to arrive",
+        "MASTER_ADDR": "MASTER_ADDR where it is given, else node 0's XDL_IP, else its address towards the others",
+        "MASTER_PORT": "MASTER_PORT where it is given and free, else a free port of node 0",
     },
 }
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.slurm import parse
+from pkuslurm.slurm import crane, parse
 from pkuslurm.slurm.environment import clean
 from pkuslurm.slurm.parse import Row
 
@@ -28,6 +28,8 @@ LIFT_SECONDS = 5.0
 RELEASE_TRIES, RELEASE_PAUSE = 3, 3.0  # more of them, seconds between them
 UNKNOWN_ID = "Invalid job id specified"
 _GONE = re.compile(rf"{UNKNOWN_ID}|already (finished|completed|completing)|no longer pending", re.IGNORECASE)
+# without it sacct tells, in some of its forms, of nothing before midnight
+SINCE = "2000-01-01"
 # so many ids to a command line: Linux takes 128 kB for one argument
 PIECE = 5000
 
@@ -43,7 +45,7 @@ class Answer:
 
 def present() -> bool:
     """Whether this machine can submit."""
-    return all(shutil.which(name) for name in ("sbatch", "squeue", "scontrol", "scancel"))
+    return not crane.is_crane() and all(shutil.which(name) for name in ("sbatch", "squeue", "scontrol", "scancel"))
 
 
 def answers() -> bool:
@@ -76,7 +78,7 @@ def accounting(job_ids: Sequence[str]) -> Answer:
         return Answer({}, False, "there is no sacct")
     rows: dict[str, Row] = {}
     for piece in _arrays(job_ids):
-        done = _run(["sacct", "-X", "-P", "-n", "-o", parse.SACCT_FORMAT, "-j", piece])
+        done = _run(["sacct", "-X", "-P", "-n", "-S", SINCE, "-o", parse.SACCT_FORMAT, "-j", piece])
         if done.out is None:
             return Answer({}, False, done.problem)
         rows |= {row.job_id: row for row in parse.sacct(done.out)}
@@ -111,7 +113,7 @@ def partitions() -> list[parse.Partition] | None:
 def most_elements() -> int | None:
     """How many elements an array can have (MaxArraySize); None: the controller does not say."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]).out or "", re.MULTILINE)
-    return int(found.group(1)) if found else None
+    return parse.whole(found[1]) if found else None
 
 
 def accounts() -> list[str]:

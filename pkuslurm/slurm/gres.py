@@ -8,7 +8,7 @@ from dataclasses import dataclass
 # What sites call the devices that an accelerator computes on. A type may say more than the name: gpu:Ascend910B:8.
 NAMES = {"npu": ("npu",), "cuda": ("gpu", "dcu")}
 _ASCEND = re.compile(r"ascend|npu|910|310", re.IGNORECASE)
-_COUNT = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
+_COUNT = re.compile(r"([0-9]{1,9})([KMGT]?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

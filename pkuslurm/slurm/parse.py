@@ -32,8 +32,12 @@ STATES = {
     "REVOKED": "CANCELLED",
 }
 _ELEMENTS = re.compile(r"(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9})(?::(?P<step>[0-9]{1,9}))?)?")
+# more digits are no number of Slurm's, and int() refuses thousands of them
+_WHOLE = re.compile(r"[0-9]{1,18}")
 # Slurm's own upper limit of MaxArraySize
 MOST_ELEMENTS = 4_000_001
+# what squeue says of a job that Slurm has held after that; its owner may release it
+LAUNCH_FAILED = "launch failed requeued held"
 # Of the contract's words: not ended.
 ALIVE = ("PENDING", "RUNNING")
 
@@ -55,6 +59,11 @@ class Row:
     reason: str = ""
     exit_code: int | None = None
     user: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Until its owner lets it go: submitted so, or taken off a node that could not start it (a failed prolog)."""
+        return self.state == "PENDING" and self.reason.startswith(("JobHeldUser", LAUNCH_FAILED))
 
     @property
     def orphaned(self) -> bool:
@@ -156,16 +165,22 @@ def _lines(text: str, bars: int) -> Iterator[list[str]]:
 def exit_code(text: str) -> int | None:
     """``3:0`` → 3, ``0:9`` (signal 9) → 137, as a shell has it; None for anything else."""
     code, _, number = text.partition(":")
-    if not (code.isdecimal() and number.isdecimal()):
+    left, right = whole(code), whole(number)
+    if left is None or right is None:
         return None
-    return int(code) or (128 + int(number) if int(number) else 0)
+    return left or (128 + right if right else 0)
+
+
+def whole(text: str) -> int | None:
+    """A number as Slurm prints one; None for anything else, such as a line that is no answer of Slurm's."""
+    return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def moment(text: str) -> str | None:
     """Slurm's local time as ISO 8601 with zone; None for N/A, Unknown, None."""
     try:
         return datetime.fromisoformat(text).astimezone().isoformat() if text else None
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # a year that has no time of this machine's
         return None
 
 
@@ -188,22 +203,20 @@ def partitions(text: str) -> list[Partition]:
         values = dict(re.findall(r"(\w+)=(\S*)", line))
         if "PartitionName" not in values:
             continue
-        most = values.get("MaxNodes", "UNLIMITED")
-        total = values.get("TotalNodes", "0")
         found.append(
             Partition(
                 values["PartitionName"],
                 values.get("State", "UP"),
                 minutes(values.get("MaxTime", "UNLIMITED")),
-                int(most) if most.isdecimal() else None,
-                int(total) if total.isdecimal() else 0,
+                whole(values.get("MaxNodes", "UNLIMITED")),
+                whole(values.get("TotalNodes", "0")) or 0,
                 values.get("Default") == "YES",
             )
         )
     return found
 
 
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+_TIME = re.compile(r"(?:(?P<days>[0-9]{1,9})-)?(?P<rest>[0-9]{1,9}(?::[0-9]{1,9}){0,2})")
 
 
 def minutes(text: str) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.gres import Device, devices
-from pkuslurm.slurm.parse import minutes
+from pkuslurm.slurm.parse import minutes, whole
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,13 @@ def ask() -> Site | None:
 def site(shown: str, nodes: str, config: str, accounts: Accounts | None) -> Site:
     """``scontrol show partition -o``, ``sinfo`` as SINFO asks, ``scontrol show config``. Pure."""
     values = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", config, re.MULTILINE))
-    size = values.get("MaxArraySize", "")
     return Site(
         values.get("ClusterName", ""),
         values.get("SLURM_VERSION", ""),
         tuple(_partitions(shown, groups(nodes))),
         accounts,
         "MEMORY" in values.get("SelectTypeParameters", "").upper(),
-        int(size) if size.isdecimal() else None,
+        whole(values.get("MaxArraySize", "")),
     )
 
 
@@ -106,8 +105,7 @@ def groups(text: str) -> list[Group]:
 
 def _number(word: str) -> int:
     """Of ``8``, or ``8+`` where nodes differ."""
-    number = word.rstrip("+")
-    return int(number) if number.isdecimal() else 0
+    return whole(word.rstrip("+")) or 0
 
 
 def _partitions(text: str, nodes: list[Group]) -> Iterator[Partition]:
@@ -115,7 +113,6 @@ def _partitions(text: str, nodes: list[Group]) -> Iterator[Partition]:
         values = dict(re.findall(r"(\w+)=(\S*)", line))
         if name := values.get("PartitionName"):
             allowed = values.get("AllowAccounts", "ALL")
-            memory = values.get("MaxMemPerCPU", "")
             yield Partition(
                 name,
                 values.get("Default") == "YES",
@@ -123,7 +120,7 @@ def _partitions(text: str, nodes: list[Group]) -> Iterator[Partition]:
                 minutes(values.get("MaxTime", "UNLIMITED")),
                 minutes(values.get("DefaultTime", "NONE")),
                 values.get("MaxTime", "UNLIMITED"),
-                int(memory) if memory.isdecimal() and int(memory) else None,
+                whole(values.get("MaxMemPerCPU", "")) or None,
                 () if allowed == "ALL" else tuple(allowed.split(",")),
                 tuple(group for group in nodes if group.partition == name),
             )

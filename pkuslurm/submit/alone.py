@@ -47,13 +47,37 @@ def alone(run: RunDir) -> Iterator[dict[str, Any]]:
 
 
 def check_place(run: RunDir) -> None:
-    """Raise PkuslurmError where the directory was moved: its jobs' files name the old place, and would go on there."""
-    for file in sorted(run.path.glob("jobs/*.json")):
-        written = (read_json(file) or {}).get("run_dir")
-        with contextlib.suppress(OSError):
-            if written is None or Path(written).samefile(run.path):
-                continue
+    """Raise PkuslurmError where the directory was moved, or copied: its jobs' files name the other place, and would go
+    on there."""
+    if (other := _written_for(run)) is not None:
+        check_original(run)
         raise PkuslurmError(
-            f"{run.run_id}: it was moved here from {written}, which its jobs' files and YAMLs name; move it back, "
+            f"{run.run_id}: it was moved here from {other}, which its jobs' files and YAMLs name; move it back, "
             "or launch anew"
         )
+
+
+def check_original(run: RunDir) -> None:
+    """Raise PkuslurmError for a copy: the jobs, and the launcher, that it names are those of the run itself."""
+    other = _written_for(run)
+    if other is None:
+        return
+    same = SweepDir(other).sweep_json if is_sweep(run.path) else RunDir(other).run_json
+    there = False
+    with contextlib.suppress(OSError):  # another user's, which this one does not see
+        there = same.is_file()
+    if there:
+        raise PkuslurmError(f"{run.run_id}: it is a copy of {other}, whose jobs it names; name that one")
+
+
+def _written_for(run: RunDir) -> Path | None:
+    """The other place that its jobs' files name, if there is one."""
+    for file in sorted(run.path.glob("jobs/*.json")):
+        written = (read_json(file) or {}).get("run_dir")
+        if not isinstance(written, str):
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            if Path(written).samefile(run.path):
+                continue
+        return Path(written)
+    return None

@@ -18,7 +18,7 @@ from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.plan.chains import Chain, after_shares
 from pkuslurm.rundir import SHARED, RunDir, read_json, write_json, write_text
 from pkuslurm.slurm import commands
-from pkuslurm.submit import slurm
+from pkuslurm.submit import identity, slurm
 from pkuslurm.submit.attempt_numbers import once_more
 from pkuslurm.submit.slurm import Array, Full, Refused, Submission, hand_in
 from pkuslurm.submit.sweep_queue import Living
@@ -81,6 +81,7 @@ def send(home: SweepDir, sweep: dict[str, Any], wanted: Sequence[Chain], there: 
             left = _fit(sending, todo)
         if not left:
             _report(sending, there)
+        identity.check_there(job for group in sending.begun for job in group["jobs"].values())
         _release(sending)
     except (PkuslurmError, OSError, KeyboardInterrupt) as error:
         if isinstance(error, Refused) and _take_back(sending, sending.begun):
@@ -281,7 +282,7 @@ def _release(sending: _Sending) -> None:
 def _take_back(sending: _Sending, groups: Iterable[Group]) -> bool:
     """Cancel what of ``groups`` is in the queue, all of it held. Their files go: a limit is met by trying."""
     for group in reversed(list(groups)):
-        if not slurm.take_back(group["jobs"].values()):
+        if not identity.take_back(group["jobs"].values()):
             return False
         drop(sending.home, sending.sweep, group, forget=True)
         sending.begun = [one for one in sending.begun if one is not group]

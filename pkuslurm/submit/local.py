@@ -1,6 +1,7 @@
-"""The local executor: the nodes are process trees on this machine, the jobs run one after another, in the foreground.
+"""A run's jobs one after another, in the foreground: the local executor, whose nodes are process trees on this machine.
 
-Ctrl-C (SIGINT) and SIGTERM cancel the run and leave nothing running; a closed terminal (SIGHUP) does not end it.
+Where the nodes are is ``Nodes``' matter; those of meet.py are on several machines. Ctrl-C (SIGINT) and SIGTERM cancel
+the run and leave nothing running; a closed terminal (SIGHUP) does not end it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import Any, Protocol
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.render.render import worker_command
-from pkuslurm.rundir import RunDir, file_mode, read_json, write_json
-from pkuslurm.worker import processes
+from pkuslurm.rundir import RunDir, file_mode, read_json, write_json, write_last_word
+from pkuslurm.submit.meeting import PATIENCE, Host, ask_to_cancel
+from pkuslurm.submit.setup import setup_lines
+from pkuslurm.worker import beats, processes
 
 POLL_SECONDS = 0.1
 # A worker ends its tree with TERM, then KILL after 3 s; it gets time for both.
@@ -41,49 +44,136 @@ class Watcher(Protocol):
 
 @dataclass
 class Cancel:
-    """Set by a signal handler; the loop looks at it."""
+    """Set by a signal handler, or by whoever has asked; the loop looks at it. ``by``: that one's machine."""
 
     number: int | None = None
+    by: str | None = None
+
+    @property
+    def words(self) -> str:
+        return "the run was cancelled" + (f" on {self.by}" if self.by else "")
 
 
-def run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callable[[], None] = lambda: None) -> int:
+class NotBegun(PkuslurmError):
+    """The run's directory takes nothing more: no job of it was begun."""
+
+
+class Worker(Protocol):
+    """One node's worker, as a process of ours is seen."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+
+class Nodes:
+    """Where a run's jobs work: here, each node a process tree.
+
+    ``host``: its file tells other machines that the run is at work; none where the run has no others.
+    """
+
+    def __init__(self, host: Host | None = None) -> None:
+        self.host = host
+
+    def start(self, run: RunDir, kind: str, job: Mapping[str, Any], job_id: str) -> Sequence[Worker]:
+        """The workers of the job, in rank order."""
+        meets = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if job["nodes"] > 1 else {}
+        return [start_worker(run, kind, job_id, rank, meets) for rank in range(job["nodes"])]
+
+    def look(self, cancel: Cancel) -> None:
+        """Whether somebody on another machine wishes the run cancelled."""
+        if self.host is not None and cancel.number is None and (by := self.host.wishes_cancelled()) is not None:
+            cancel.number, cancel.by = signal.SIGINT, by
+
+    def lost(self, workers: Sequence[Worker]) -> str | None:
+        """The first worker whose end nobody but us can tell, in words."""
+        return None
+
+
+def run_jobs(
+    run: RunDir,
+    kinds: Sequence[str],
+    watcher: Watcher,
+    begin: Callable[[], None] = lambda: None,
+    nodes: Nodes | None = None,
+) -> int:
     """Run ``kinds`` in order; 0, 1 (a job failed) or 130 (cancelled). Every job has a final state afterwards.
 
-    ``begin`` is called once the run is ours alone. Raises PkuslurmError where somebody else runs it, or where its
-    directory cannot be written.
+    ``begin`` is called once the run is ours alone; ``nodes``: here, unless something else is said. Raises PkuslurmError
+    where somebody else runs it, or where its directory cannot be written.
     """
     try:
-        with signals() as cancel:
-            return _run_jobs(run, kinds, watcher, begin, cancel)
+        with signals() as cancel, _seen(run, nodes) as nodes:
+            return _run_jobs(run, kinds, watcher, begin, nodes, cancel)
     except OSError as error:
-        raise PkuslurmError(f"{error.filename or run.path}: {error.strerror or error}") from None
+        raise NotBegun(_words(error, run)) from None  # of a job, or after one, it is that job's failure
 
 
-def _run_jobs(run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callable[[], None], cancel: Cancel) -> int:
+@contextmanager
+def _seen(run: RunDir, nodes: Nodes | None) -> Iterator[Nodes]:
+    """``nodes``, else this machine; where the run has no scheduler, so that other machines see that it is at work."""
+    if nodes is not None or (read_json(run.run_json) or {}).get("executor") != "meet":
+        yield nodes or Nodes()
+        return
+    document = read_json(run.run_json) or {}
+    claim(run, document)  # else the file of whoever is at it would be lost
+    if document.get("launcher") is not None:
+        write_json(run.run_json, document | {"launcher": None})  # it is dead: that took half a minute to find out
+    host = Host.alone(run.meeting)
+    try:
+        yield Nodes(host)
+    finally:
+        host.close()
+
+
+def _words(error: OSError, run: RunDir) -> str:
+    return f"{error.filename or run.path}: {error.strerror or error}"
+
+
+def _run_jobs(
+    run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callable[[], None], nodes: Nodes, cancel: Cancel
+) -> int:
     document = read_json(run.run_json)
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    document["launcher"] = claim(run, document)
+    document["launcher"] = claim(run, document) | (nodes.host.launcher if nodes.host is not None else {})
     write_json(run.run_json, document)
+    if nodes.host is not None:
+        nodes.host.post.say(run=str(run.path))
     begin()
     processes.become_subreaper()  # a killed worker's children become ours, and are ended with it
     failed: str | None = None
     try:
         for kind in kinds:
+            nodes.look(cancel)
+            verdict: tuple[str, str | None] | None = None
             if cancel.number is not None:
-                final(run, document, kind, "CANCELLED", "the run was cancelled before this job started")
+                verdict = "CANCELLED", f"{cancel.words} before this job started"
             elif failed is not None:
-                final(run, document, kind, "SKIPPED", f"{failed} did not complete")
-            else:
-                _run_job(run, document, kind, cancel, watcher)
-            state = _state(run, kind)
-            watcher.ended(kind, state.get("state", "UNKNOWN"), state.get("reason"))
-            if state.get("state") != "COMPLETED":
+                verdict = "SKIPPED", f"{failed} did not complete"
+            try:
+                if verdict is not None:
+                    final(run, document, kind, *verdict)
+                else:
+                    _run_job(run, document, kind, cancel, watcher, nodes)
+                state = state_of(run, kind)
+                verdict = state.get("state", "UNKNOWN"), state.get("reason")
+            except OSError as error:
+                end_leftovers()
+                verdict = verdict or ("FAILED", _words(error, run))  # on a full disk it can be told, if not written
+            watcher.ended(kind, *verdict)
+            if verdict[0] != "COMPLETED":
                 failed = failed or kind
     finally:
         document["launcher"] = None
         with_versions(run, document)
-        write_json(run.run_json, document)
+        try:
+            write_json(run.run_json, document)
+        except OSError as error:
+            print(f"pkuslurm: {_words(error, run)}", file=sys.stderr)  # the jobs have ended as they have
     if cancel.number is not None:
         return 130
     return 0 if failed is None else 1
@@ -104,6 +194,9 @@ def cancel(run: RunDir, seconds: float = 60.0) -> bool:
 def cancel_launcher(run: RunDir, file: Path, seconds: float) -> bool:
     """The same of whoever ``file`` names; of a sweep that is its sweep.json."""
     check_owner(run)  # another user's files could name any process of ours
+    known = (read_json(file) or {}).get("launcher")
+    if (meeting := _elsewhere(known)) is not None:
+        return _cancel_elsewhere(run, *meeting, seconds)
     running = launcher_of(run, read_json(file) or {})
     if running is None:
         return False
@@ -113,6 +206,25 @@ def cancel_launcher(run: RunDir, file: Path, seconds: float) -> bool:
     while processes.alive(pid, start):
         if time.monotonic() > deadline:
             raise PkuslurmError(f"{run.run_id}: pid {pid} was told to stop {seconds:.0f} s ago and still runs")
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _elsewhere(launcher: object) -> tuple[Path, str] | None:
+    """The file, and the nonce, of whoever runs it on another machine, where one can be asked through a file."""
+    if not isinstance(launcher, dict) or launcher.get("host") == socket.gethostname() or not launcher.get("meeting"):
+        return None
+    return Path(str(launcher["meeting"])), str(launcher.get("nonce"))
+
+
+def _cancel_elsewhere(run: RunDir, file: Path, nonce: str, seconds: float) -> bool:
+    if beats.alive(file, nonce, PATIENCE["running"]) is not True:
+        return False
+    ask_to_cancel(file, nonce)
+    deadline = time.monotonic() + seconds
+    while (read_json(run.run_json) or {}).get("launcher") is not None:
+        if time.monotonic() > deadline:
+            raise PkuslurmError(f"{run.run_id}: its launcher was asked to stop {seconds:.0f} s ago and still runs")
         time.sleep(POLL_SECONDS)
     return True
 
@@ -128,6 +240,10 @@ def launcher_of(run: RunDir, document: Mapping[str, Any]) -> tuple[int, int] | N
     known = document.get("launcher")
     if not isinstance(known, dict):
         return None
+    if (meeting := _elsewhere(known)) is not None:
+        if beats.alive(*meeting, PATIENCE["running"]) is not True:
+            return None
+        raise PkuslurmError(f"{run.run_id}: it is at work on {known.get('host')}; wait, or cancel it first")
     if known.get("host") != socket.gethostname():
         raise PkuslurmError(f"{run.run_id}: it is run on {known.get('host')}; go there to see to it")
     pid, start = known.get("pid"), known.get("pid_start")
@@ -145,7 +261,7 @@ def claim(run: RunDir, document: Mapping[str, Any]) -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": own.pid, "pid_start": own.start}
 
 
-def _state(run: RunDir, kind: str) -> dict[str, Any]:
+def state_of(run: RunDir, kind: str) -> dict[str, Any]:
     """The job's state of this attempt; empty where only an earlier attempt has left one."""
     state = read_json(run.state(kind)) or {}
     first = (read_json(run.job(kind)) or {}).get("first_attempt", 1)
@@ -170,7 +286,7 @@ def signals() -> Iterator[Cancel]:
             signal.signal(number, handler)
 
 
-def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: Cancel, watcher: Watcher) -> None:
+def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: Cancel, watcher: Watcher, nodes: Nodes) -> None:
     job = read_json(run.job(kind))
     if job is None:
         final(run, document, kind, "FAILED", f"{run.job(kind)} is missing or damaged")
@@ -180,37 +296,48 @@ def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: Cancel, w
     entry = {"key": job.get("key"), "parents": job.get("parents") or [], "num_nodes": job["nodes"]}
     document["jobs"].setdefault(kind, entry).update(job_id=job_id, first_attempt=job["first_attempt"])
     write_json(run.run_json, document)
-    port = free_port() if job["nodes"] > 1 else None
-    workers = [_start_worker(run, kind, job_id, rank, port) for rank in range(job["nodes"])]
+    workers = nodes.start(run, kind, job, job_id)
     watcher.started(kind)
-    _follow(workers, cancel, lambda: watcher.tick(kind))
+
+    def tick() -> None:
+        nodes.look(cancel)
+        watcher.tick(kind)
+
+    _follow(workers, cancel, tick)
     end_leftovers()
-    state = _state(run, kind)
-    if cancel.number is not None and state.get("state") != "COMPLETED":
-        final(run, document, kind, "CANCELLED", "the run was cancelled", keep=state)
-    elif state.get("state") not in ("COMPLETED", "FAILED", "CANCELLED", "SKIPPED"):
+    state = state_of(run, kind)
+    if state.get("state") == "COMPLETED":
+        return
+    if cancel.number is not None:
+        final(run, document, kind, "CANCELLED", cancel.words, keep=state)
+    elif (lost := nodes.lost(workers)) is not None:
+        final(run, document, kind, "FAILED", lost, keep=state)
+    elif state.get("state") not in ("FAILED", "CANCELLED", "SKIPPED"):
         # the worker itself was killed: its state file still says RUNNING
         codes = [worker.returncode for worker in workers]
         final(run, document, kind, "FAILED", f"its worker ended without a verdict (exit codes {codes})", keep=state)
 
 
-def _start_worker(run: RunDir, kind: str, job_id: str, rank: int, port: int | None) -> subprocess.Popen[bytes]:
+def start_worker(run: RunDir, kind: str, job_id: str, rank: int, meets: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Node ``rank``'s worker of job ``kind``, on this machine; ``meets``: MASTER_ADDR and MASTER_PORT of several."""
     environ = dict(os.environ)
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "SLURM_PROCID", "SLURM_RESTART_COUNT"):
         environ.pop(name, None)  # of an enclosing job: not this one's
-    environ |= {"NODE_RANK": str(rank), "PKUSLURM_JOB_ID": job_id, "PKUSLURM_LAUNCHER_PID": str(os.getpid())}
-    if port is not None:
-        environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environ |= {"NODE_RANK": str(rank), "PKUSLURM_JOB_ID": job_id, "PKUSLURM_LAUNCHER_PID": str(os.getpid()), **meets}
+    command = worker_command(sys.executable, run, kind)
+    if lines := setup_lines((read_json(run.job(kind)) or {}).get("setup") or ()):
+        command = ["bash", "-c", "\n".join([*lines, 'exec "$@"']), "bash", *command]
     log = run.log(kind, job_id, rank)
     with open(log, "ab", opener=_private) as stream:
         return subprocess.Popen(
-            worker_command(sys.executable, run, kind),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
             cwd=run.path,
             env=environ,
             start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the workers in order
+            umask=0o777 & ~(run.path.stat().st_mode | 0o700),  # as for whom the run is, whatever this shell's is
         )
 
 
@@ -220,7 +347,7 @@ def _private(path: str, flags: int) -> int:
     return descriptor
 
 
-def _follow(workers: Sequence[subprocess.Popen[bytes]], cancel: Cancel, tick: Callable[[], None]) -> None:
+def _follow(workers: Sequence[Worker], cancel: Cancel, tick: Callable[[], None]) -> None:
     """Until every worker ended. One that fails, or a cancellation, ends the others."""
     stopping: float | None = None
     while any(worker.poll() is None for worker in workers):
@@ -239,7 +366,7 @@ def _follow(workers: Sequence[subprocess.Popen[bytes]], cancel: Cancel, tick: Ca
         time.sleep(POLL_SECONDS)
 
 
-def _signal(workers: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+def _signal(workers: Sequence[Worker], number: signal.Signals) -> None:
     for worker in workers:
         if worker.poll() is None:
             with suppress(ProcessLookupError):
@@ -261,7 +388,12 @@ def end_leftovers() -> None:
 
 
 def final(
-    run: RunDir, document: Mapping[str, Any], kind: str, state: str, reason: str, keep: Mapping[str, Any] | None = None
+    run: RunDir,
+    document: Mapping[str, Any],
+    kind: str,
+    state: str,
+    reason: str | None,
+    keep: Mapping[str, Any] | None = None,
 ) -> None:
     """A verdict on a job whose worker could not give one."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -276,7 +408,7 @@ def final(
         "started": None,
         "exit_code": None,
     }
-    write_json(run.state(kind), base | dict(keep or {}) | {"state": state, "reason": reason, "finished": now})
+    write_last_word(run.state(kind), base | dict(keep or {}) | {"state": state, "reason": reason, "finished": now})
 
 
 def free_port() -> int:

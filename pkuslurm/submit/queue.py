@@ -12,7 +12,7 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.read.status import RunStatus
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
-from pkuslurm.slurm.parse import ALIVE
+from pkuslurm.slurm.parse import ALIVE, Row
 from pkuslurm.submit.alone import alone
 from pkuslurm.sweepdir import check_settled, load, sweep_of
 from pkuslurm.worker import hostlist
@@ -36,7 +36,12 @@ def adopt(document: dict[str, Any]) -> None:
 
 
 def alive(document: dict[str, Any]) -> dict[str, str]:
-    """{kind: job id} of the jobs that wait or run now. Raises PkuslurmError where Slurm does not answer.
+    """{kind: job id} of the jobs that wait or run now. Raises PkuslurmError where Slurm does not answer."""
+    return {kind: row.job_id for kind, row in there(document).items()}
+
+
+def there(document: dict[str, Any]) -> dict[str, Row]:
+    """The same, as Slurm has them.
 
     A job counts only under its key: an id alone may have been given to another job since.
     """
@@ -46,7 +51,7 @@ def alive(document: dict[str, Any]) -> dict[str, str]:
         raise silent(answer.problem)
     rows = {kind: answer.rows.get(str(entry["job_id"])) for kind, entry in known.items()}
     return {
-        kind: row.job_id
+        kind: row
         for kind, row in rows.items()
         if row is not None and row.name == known[kind]["key"] and row.state in ALIVE
     }

@@ -26,6 +26,11 @@ def certain(words: str) -> bool:
     return bool(words.strip()) and (for_now(words) or not _UNCERTAIN.search(words))
 
 
+def parent_gone(words: str) -> bool:
+    """Whether what it waits for is not known any more, or its id has been given to this very job."""
+    return bool(re.search(r"job dependency problem", words, re.IGNORECASE))
+
+
 def for_now(words: str) -> bool:
     """Whether only the time is wrong."""
     return bool(_LIMIT.search(words) or (_POLICY.search(words) and not _NAMED.search(words)))

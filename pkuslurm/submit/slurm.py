@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,15 +27,11 @@ from pkuslurm.render.render import module_command
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.environment import leaking
-from pkuslurm.slurm.parse import ALIVE
 from pkuslurm.submit import refusals
 from pkuslurm.submit.alone import alone
+from pkuslurm.submit.identity import check_there, find, take_back
+from pkuslurm.submit.setup import setup_lines
 from pkuslurm.worker import marker
-
-# for so long the controller is asked whether it has the job
-FIND_SECONDS = 60.0
-# a job that the controller does not show twice, so far apart, was not taken
-ABSENT_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -135,11 +131,7 @@ def _setup(job: Mapping[str, Any], array: Array | None) -> list[str]:
             f'PKUSLURM_RUN=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {table}) && '
             f'cd {sweep}/"${{PKUSLURM_RUN:?is not in the table}}" && mkdir -p logs || exit 1'
         ]
-    for text in job["request"]["setup"]:
-        if all(not line.strip() or line.strip().startswith("#") for line in text.splitlines()):
-            continue  # bash takes no { } with nothing in it
-        words = shlex.quote(f"pkuslurm: cluster.setup failed: {text}")
-        lines += ["{", text, f"}} || {{ echo {words} >&2; exit 1; }}"]
+    lines += setup_lines(job["request"]["setup"])
     if job["nodes"] > 1:
         head = shlex.join(module_command(job["worker"][0], "pkuslurm.worker.head"))
         lines += ["# MASTER_ADDR and MASTER_PORT: this first node's address, and a port that is free on it"]
@@ -176,6 +168,15 @@ class _Executor(submitit_slurm.SlurmExecutor):  # type: ignore[misc]  # submitit
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return self._text
 
+    @staticmethod
+    def _get_job_id_from_submission_command(string: bytes | str) -> str:
+        """submitit takes the first "job 77" of all that is printed; a site's own sbatch may speak of others before."""
+        text = string.decode("utf-8", "replace") if isinstance(string, bytes) else string
+        found = re.findall(r"Submitted batch job ([0-9]{1,18})\b", text)
+        if len(set(found)) != 1:
+            raise FailedSubmissionError(f"sbatch printed {text.strip()[:200]!r}")
+        return str(found[0])
+
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         return ["env", *(f"--unset={name}" for name in leaking(os.environ)), "sbatch", str(submission_file_path)]
 
@@ -193,9 +194,11 @@ def send(run: RunDir, document: dict[str, Any], kinds: Sequence[str]) -> None:
     Refused where Slurm will not have it.
     """
     jobs: dict[str, dict[str, Any]] = document["jobs"]
+    new = [kind for kind in kinds if jobs[kind].get("job_id") is None or jobs[kind].get("held")]
     try:
         for group in groups([_read_job(run, kind) for kind in kinds if jobs[kind].get("job_id") is None]):
             _submit_group(run, document, group)
+        check_there(jobs[kind] for kind in new)
         for kind in kinds:
             if jobs[kind].get("held"):
                 commands.release(jobs[kind]["job_id"])
@@ -253,7 +256,7 @@ def hand_in(submission: Submission, entries: Sequence[dict[str, Any]], save: Cal
     for entry in entries:
         entry.update(key=submission.key, asked=_now(), held=submission.hold)
     save()
-    job_id = _find(submission.key) if before else None
+    job_id = find(submission.key) if before else None
     if job_id is None:
         job_id = _sbatch(submission, script(submission))
     for entry in entries:
@@ -266,16 +269,19 @@ def _sbatch(submission: Submission, text: str, again: bool = True) -> str:
     quiet = io.StringIO()
     try:
         # Ctrl-C reaches sbatch too, which then would not tell whether it has submitted; `retry` finds it by its key
-        with _interrupted_later(), contextlib.redirect_stderr(quiet):
+        with _interrupted_later(), _private(), contextlib.redirect_stderr(quiet):
             return str(_Executor(submission.folder, text)._submit_command("").job_id)
     except FailedJobError as error:
         words = str(error) or quiet.getvalue()
+        if refusals.parent_gone(words):
+            lost = f"Slurm has lost what {submission.name} waits for: its controller was started anew meanwhile"
+            raise PkuslurmError(lost) from None
         if refusals.certain(words):
             refused = refusals.in_words(submission.largest, words)
             raise (Full if refusals.for_now(words) else Refused)(refused) from None
     except FailedSubmissionError as error:
         words = str(error)  # it went well, and said so in words of the site's own
-    job_id = _find(submission.key)
+    job_id = find(submission.key)
     if job_id is not None:
         return job_id
     if again:
@@ -283,35 +289,18 @@ def _sbatch(submission: Submission, text: str, again: bool = True) -> str:
     raise PkuslurmError(f"Slurm did not take {submission.name} ({refusals.summary(words)})")
 
 
-def _find(key: str) -> str | None:
-    """The job or array called ``key``; None: Slurm has none. Raises PkuslurmError where the controller does not say."""
-    deadline = time.monotonic() + FIND_SECONDS
-    absent = False
-    while True:
-        answer = commands.by_name(key)
-        # what was taken back before it began may have had the same name
-        rows = [row for row in answer.rows.values() if row.state != "CANCELLED" or row.nodes]
-        if rows:
-            return min(rows, key=lambda row: row.state not in ALIVE).job_id.partition("_")[0]
-        if answer.complete and absent:
-            return None
-        absent = answer.complete
-        if time.monotonic() > deadline:
-            raise PkuslurmError(f"the controller does not answer ({answer.problem})")
-        time.sleep(ABSENT_SECONDS)
-
-
-def take_back(entries: Iterable[Mapping[str, Any]]) -> bool:
-    """Cancel what of this submission is in the queue: it is held, so nothing of it has run."""
-    try:
-        commands.cancel(str(entry["job_id"]) for entry in entries if entry.get("job_id"))
-    except PkuslurmError:
-        return False
-    return True
-
-
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """The script is this user's alone, and so is what the job prints: Slurm makes that file by the umask of sbatch."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,11 @@ def settle(home: SweepDir, sweep: Mapping[str, Any], there: Sequence[Living]) ->
     """See to what a launcher left half done: a group that was cancelled meanwhile is given up, points that were being
     submitted by themselves are submitted. Raises PkuslurmError."""
     living = {one.whole for one in there}
+    begun = [job for group in sweep["groups"] if unfinished(group) for job in group["jobs"].values()]
+    for one in there:
+        # let go before, and the controller forgot that; or a bad node has sent it back
+        if one.held and one.whole not in {str(job.get("job_id")) for job in begun}:
+            commands.release(one.job_id)
     for group in sweep["groups"]:
         ids = {str(job["job_id"]) for job in group["jobs"].values() if job.get("job_id")}
         if not unfinished(group) or not ids or ids & living:

@@ -23,6 +23,7 @@ class Living:
     member: str
     kind: str
     job_id: str
+    held: bool = False
 
     @property
     def whole(self) -> str:
@@ -42,7 +43,7 @@ def living(home: SweepDir, sweep: Mapping[str, Any]) -> list[Living]:
     if not answer.complete:
         raise queue.silent(answer.problem)
     return [
-        Living(member, kind, job_id)
+        Living(member, kind, job_id, row.held)
         for job_id, row in answer.rows.items()
         for member, kind, key in known.get(job_id, ())
         if row.name == key and row.state in ALIVE

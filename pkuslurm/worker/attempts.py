@@ -46,6 +46,16 @@ def newer(job: Job, attempt: int) -> int | None:
     return found if isinstance(found, int) and found > attempt else None
 
 
+def taken(job: Job, recorder: Recorder) -> int | None:
+    """The number of the attempt that has the run now, where it is not this one's.
+
+    A controller that was killed as it started the job starts it again without counting that: another start of the same
+    number, which node 0 knows by who wrote it.
+    """
+    value = rundir.read_json(job.run.attempt(job.kind)) or {}
+    return value.get("attempt") if recorder.replaced_by(value) else None
+
+
 def decide(job: Job, recorder: Recorder, restarts: int, make_room: bool = False) -> Decision:
     """Node 0's: take over, look at what is there, write the decision down. ``make_room``: of ``others_at_work``.
 
@@ -55,7 +65,9 @@ def decide(job: Job, recorder: Recorder, restarts: int, make_room: bool = False)
     known = rundir.read_json(job.run.attempt(job.kind)) or {}
     history = [one for one in known.get("history") or [] if isinstance(one, dict) and type(one.get("attempt")) is int]
     value = known | {"attempt": recorder.attempt, "job_id": recorder.job_id, "decided": False, "history": history}
+    value["by"] = recorder.by
     save(job.run.attempt(job.kind), value)  # from here on an older attempt stops
+    recorder.decided = True
     if make_room:
         time.sleep(2 * FENCE_SECONDS)
     if job.max_attempts is not None and restarts + 1 > job.max_attempts:
@@ -109,6 +121,8 @@ def others_at_work(job: Job, recorder: Recorder) -> bool:
 def _at_work(value: dict[str, Any], recorder: Recorder) -> bool:
     attempt = value.get("attempt")
     older = isinstance(attempt, int) and attempt < recorder.attempt
+    # another start of this number: by node 0 alone, whose word nobody has written yet this time
+    older = older or (attempt == recorder.attempt and value.get("node_rank") == 0 and recorder.node_rank == 0)
     return older and value.get("state") == "RUNNING" and not gone(value, recorder.host)
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pkuslurm import rundir
-from pkuslurm.worker import attempts, checkpoints, completion, failures, requeue
+from pkuslurm.worker import attempts, checkpoints, completion, disk, failures, requeue
 from pkuslurm.worker.failures import describe
 from pkuslurm.worker.job import Job
 from pkuslurm.worker.state import Recorder
@@ -32,6 +32,9 @@ ENDED_BY_SLURM_SECONDS = 600.0
 def end(recorder: Recorder, state: str, code: int | None, reason: str | None) -> int:
     """Write the last state and say it; ``code`` as subprocess has it. Returns the worker's exit code."""
     shell = 128 - code if code is not None and code < 0 else code
+    # what ended for want of room seldom says so (torch: "file write failed"), and never where
+    if state == "FAILED" and (lack := disk.lack(recorder.run.path)) and lack not in (reason or ""):
+        reason = f"{reason}; {lack}" if reason else lack
     say(f"{recorder.kind} {state}" + (f": {reason}" if reason else ""))
     recorder.write(state, shell, reason)
     if state == "COMPLETED":

@@ -11,12 +11,14 @@ from pkuslurm.worker.rendezvous import Rendezvous
 
 # an outer torchrun's variables would make this one's ranks believe that they belong to it
 _OUTER_TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+# PET_*: torchrun's options, as Kubernetes' training operator sets them for a torchrun of its own
+_OUTERS = ("TORCHELASTIC_", "PET_")
 
 
 def of(environ: Mapping[str, str], job: Job, meeting: Rendezvous, attempt: int) -> dict[str, str]:
     """This node's environment without what is another job's or another accelerator's; then ours, then the user's."""
     outer = {*job.unset, *_OUTER_TORCHRUN}
-    own = {name: value for name, value in environ.items() if name not in outer and not name.startswith("TORCHELASTIC_")}
+    own = {name: value for name, value in environ.items() if name not in outer and not name.startswith(_OUTERS)}
     kept = accelerators.without_foreign(own, job.accelerator)
     found = _interfaces(job, meeting) | _ports(job, environ)
     return {
@@ -25,6 +27,7 @@ def of(environ: Mapping[str, str], job: Job, meeting: Rendezvous, attempt: int) 
         "PET_SIGNALS_TO_HANDLE": "SIGQUIT",
         **found,
         **kept,
+        **_no_proxy(kept, meeting),
         **job.env,
         **{name: own[source] for name, source in job.env_names.items() if source in own},
         **meeting.variables(),
@@ -43,6 +46,16 @@ def _interfaces(job: Job, meeting: Rendezvous) -> dict[str, str]:
     except PkuslurmError:
         return {}  # torchrun will say what it cannot reach
     return accelerators.interfaces(job.accelerator, own, network.interface_of(own))
+
+
+def _no_proxy(environ: Mapping[str, str], meeting: Rendezvous) -> dict[str, str]:
+    """A site's proxy is for the network outside: nodes and a node's own programs are asked directly."""
+    if not any(name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in environ):
+        return {}
+    given = f"{environ.get('no_proxy', '')},{environ.get('NO_PROXY', '')}".split(",")
+    ours = ("127.0.0.1", "localhost", "::1", meeting.master_addr, *meeting.hosts)
+    names = ",".join(dict.fromkeys(name.strip() for name in (*given, *ours) if name.strip()))
+    return {"no_proxy": names, "NO_PROXY": names}  # programs read the one or the other
 
 
 def _ports(job: Job, environ: Mapping[str, str]) -> dict[str, str]:

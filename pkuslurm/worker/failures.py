@@ -138,7 +138,7 @@ def read(run: RunDir, kind: str, attempt: int) -> list[Failure]:
         found.append(
             Failure(
                 rank=rank if isinstance(rank, int) else None,
-                time=float(time) if isinstance(time, int | float) else 0.0,
+                time=float(time) if isinstance(time, int | float) and abs(time) < 1e12 else 0.0,
                 type=str(value.get("type") or "Exception"),
                 message=str(value.get("message") or ""),
                 host=str(value["host"]) if value.get("host") else None,

@@ -77,6 +77,8 @@ def doubt(run: RunDir, run_id: str, kind: str) -> str | None:
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
             return f"its marker done/{kind}.json is damaged"
+        if entry["path"].startswith("/") or ".." in entry["path"].split("/"):
+            return f"its marker done/{kind}.json names {entry['path']!r}, which is not below the run's directory"
         if problem := _compare(run.path / entry["path"], entry["path"], entry):
             return problem
     return None
@@ -91,6 +93,8 @@ def _compare(path: Path, name: str, entry: dict[str, object]) -> str | None:
             return f"{name} has changed since it was marked complete"
     except OSError as error:
         return f"{name}, which its marker names: {error.strerror or error}"
+    except ValueError:  # a null byte, half of a surrogate pair
+        return f"its marker names {name!r}, which can be no file's name"
     return None
 
 

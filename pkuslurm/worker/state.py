@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,23 +21,15 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def seconds_of(text: object) -> float | None:
-    """Unix time of an ISO time; None for anything else."""
-    try:
-        return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
-        return None
-
-
 def host_name(environ: Mapping[str, str]) -> str:
     """This node's name. Not $HOSTNAME: in every Slurm task that is the batch host's."""
     return environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def save(path: Path, value: object) -> None:
-    """``rundir.write_json``; what goes wrong (a full disk, a folder without permission) becomes one line."""
+def save(path: Path, value: object, write: Callable[[Path, object], None] | None = None) -> None:
+    """``write_json`` (or ``write``); what goes wrong (a full disk, no permission) becomes one line."""
     try:
-        rundir.write_json(path, value)
+        (write or rundir.write_json)(path, value)
     except OSError as error:
         raise PkuslurmError(
             f"{path}: cannot be written: {error.strerror or error}; free space or mend the permission, then retry"
@@ -58,6 +50,7 @@ class Recorder:
     hosts: tuple[str, ...] = ()
     started: str = field(default_factory=now)
     versions: Mapping[str, str] | None = None  # of what this node has installed
+    decided: bool = False  # node 0's, once the run is this attempt's
 
     @property
     def path(self) -> Path:
@@ -68,8 +61,7 @@ class Recorder:
 
         An attempt that a newer one has taken over from keeps silent.
         """
-        newest = (rundir.read_json(self.run.attempt(self.kind)) or {}).get("attempt")
-        if isinstance(newest, int) and newest > self.attempt:
+        if self.replaced_by(rundir.read_json(self.run.attempt(self.kind)) or {}):
             return
         process = look(os.getpid())
         save(
@@ -89,7 +81,23 @@ class Recorder:
                 "reason": reason,
             }
             | ({"versions": dict(self.versions)} if self.versions else {}),
+            rundir.write_last_word,
         )
+
+    def replaced_by(self, value: Mapping[str, Any]) -> bool:
+        """Whether ``value``, of state/<kind>.attempt.json, is a newer attempt's; for node 0, once it has decided, also
+        another start's of the same number."""
+        newest = value.get("attempt")
+        if not isinstance(newest, int):
+            return False
+        another = self.decided and newest == self.attempt and value.get("by") != self.by
+        return newest > self.attempt or another
+
+    @property
+    def by(self) -> list[object]:
+        """This very process."""
+        process = look(os.getpid())
+        return [self.host, os.getpid(), process.start if process else None]
 
     @property
     def watched(self) -> range:

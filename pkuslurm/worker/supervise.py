@@ -9,19 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from pkuslurm import rundir
+from pkuslurm.errors import PkuslurmError
 from pkuslurm.worker import attempts, failures, versions
 from pkuslurm.worker.failures import Failure
 from pkuslurm.worker.job import Job
 from pkuslurm.worker.processes import TERM_SECONDS, Death, RankWatch, Tree
-from pkuslurm.worker.state import Recorder, gone, seconds_of
+from pkuslurm.worker.state import Recorder, gone
 
 POLL_SECONDS = 0.2
 # after a failure: for the other ranks and nodes to say what they saw, before they are ended
 GRACE_SECONDS = 1.0
-# for how long a failure from before this worker's start is taken for a leftover: its author, started anew
-# beside this worker, removes it
+# for how long what was there before this worker's start is taken for a leftover: its author, started anew beside this
+# worker, removes it
 STALE_SECONDS = 10.0
 # for our own signal to come after the command has died of it
 OWN_SIGNAL_SECONDS = 0.5
@@ -134,12 +136,19 @@ class Supervisor:
     log: Log
     saves: bool = False  # Slurm's warning, and its TERM, make the training write a checkpoint first
     asked: bool = False  # by us, to stop
-    _began: float = field(default_factory=time.time)
+    _began: float = field(default_factory=time.monotonic)
+    _failures_before: list[Failure] = field(init=False)
+    _peers_before: dict[int, dict[str, Any]] = field(init=False)
     _stopped: bool = False
     _hang: Hang | None = None
     _next_look: float = 0.0
     _save_until: float = 0.0
     _termed: bool = False
+    _unwritten: list[Failure] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._failures_before = failures.read(self.job.run, self.job.kind, self.recorder.attempt)
+        self._peers_before = self.recorder.peers()
 
     @property
     def _rank_offset(self) -> int:
@@ -159,7 +168,7 @@ class Supervisor:
             while (code := tree.poll()) is None and not self._over():
                 for death in watch.wait(POLL_SECONDS):
                     self._note(death)
-                if self._due() and (fenced := attempts.newer(self.job, self.recorder.attempt)) is not None:
+                if self._due() and (fenced := attempts.taken(self.job, self.recorder)) is not None:
                     break
                 peer = peer or self.trouble()
                 if deadline is None and (peer or self.failures()):
@@ -221,7 +230,7 @@ class Supervisor:
         if self._hang is not None and self._training() and (words := self._hang.look()) and not self.asked:
             failure = Failure(None, time.time(), failures.HANG, words, host=self.recorder.host)
             place = self.job.nodes * self.job.nproc_per_node  # no rank's own
-            failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place)
+            self._say(failure, place)
         return True
 
     def _note_stuck(self, watch: RankWatch) -> None:
@@ -229,7 +238,7 @@ class Supervisor:
         if any(failure.type == failures.HANG for failure in self.failures()):
             for rank, words in watch.stuck():
                 failure = Failure(rank, time.time(), failures.STUCK, words, host=self.recorder.host)
-                failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place=rank)
+                self._say(failure, rank)
 
     def _ended_with_us(self, code: int) -> bool:
         """Whether the command died of the signal that ends us: Slurm sends it to every process, in any order."""
@@ -259,9 +268,9 @@ class Supervisor:
                 # it may have ended well between the two looks, so only a second look counts
                 if gone(value, self.recorder.host):
                     again = self.recorder.peers().get(rank)
-                    if again and gone(again, self.recorder.host) and self._fresh(again.get("started")):
+                    if again and gone(again, self.recorder.host) and self._fresh(rank, again):
                         return "FAILED", f"{where}: its worker, process {value.get('pid')}, is gone"
-            elif state not in ("COMPLETED", "REQUEUED") and self._fresh(value.get("finished")):
+            elif state not in ("COMPLETED", "REQUEUED") and self._fresh(rank, value):
                 words = "was cancelled" if state == "CANCELLED" else f"is {state}: {value.get('reason')}"
                 return state, f"{where} {words}"
         return None
@@ -275,15 +284,23 @@ class Supervisor:
     def failures(self) -> list[Failure]:
         """What is known on any node about this start."""
         known = failures.read(self.job.run, self.job.kind, self.recorder.attempt)
-        return [failure for failure in known if self._fresh_time(failure.time)]
+        fresh = [failure for failure in known if self._settled or failure not in self._failures_before]
+        return fresh + self._unwritten
 
-    def _fresh(self, moment: object) -> bool:
-        seconds = seconds_of(moment)
-        # states tell whole seconds
-        return seconds is None or self._fresh_time(seconds + 1)
+    def _say(self, failure: Failure, place: int) -> None:
+        """For all nodes to see; on a full disk this node alone knows, and the others see it end."""
+        try:
+            failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place)
+        except PkuslurmError:
+            self._unwritten.append(failure)
 
-    def _fresh_time(self, moment: float) -> bool:
-        return moment >= self._began or time.time() - self._began > STALE_SECONDS
+    def _fresh(self, rank: int, value: dict[str, Any]) -> bool:
+        return self._settled or value != self._peers_before.get(rank)
+
+    @property
+    def _settled(self) -> bool:
+        """Nothing that is said now is a leftover. No moment is compared: clocks differ between nodes, and jump."""
+        return time.monotonic() - self._began > STALE_SECONDS
 
     def _note_last(self, watch: RankWatch) -> None:
         for death in watch.wait(0):
@@ -297,7 +314,7 @@ class Supervisor:
             named = failures.named_by_torchrun(text, self._rank_offset)
             if named is not None and named[1] != STOPPED_CODE:
                 failure = failures.of_rank(*named, text, time.time(), self.recorder.host)
-                failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place=self._rank_offset)
+                self._say(failure, self._rank_offset)
 
     def _note(self, death: Death) -> None:
         if death.code == STOPPED_CODE:
@@ -314,4 +331,4 @@ class Supervisor:
             self._stopped = True
             return
         failure = failures.of_rank(rank, code, text, moment, host)
-        failures.record(self.job.run, self.job.kind, self.recorder.attempt, failure, place=self._rank_offset)
+        self._say(failure, self._rank_offset)

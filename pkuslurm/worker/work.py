@@ -196,7 +196,7 @@ def _finish(job: Job, supervisor: Supervisor, environ: Mapping[str, str], alone:
             nodes = ", ".join(map(str, waiting))
             return ending.end(recorder, "FAILED", 1, f"node {nodes} did not complete within {PEERS_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
-    if newer := attempts.newer(job, recorder.attempt):
+    if newer := attempts.taken(job, recorder):
         return ending.fenced(recorder, newer)
     marker.write(job.run, job.run_id, job.kind, recorder.attempt, recorder.job_id, artifacts)
     return ending.end(recorder, "COMPLETED", 0, None)

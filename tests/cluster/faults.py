@@ -84,9 +84,7 @@ def accounting(layout: Layout, on: bool) -> Layout:
     resume(layout, "slurmctld")
     daemons.stop(layout, "slurmctld", signal.SIGTERM)
     daemons.write_conf(changed)
-    daemons.start_slurmctld(changed)
-    daemons.checked("scontrol", "reconfigure", layout=changed)
-    wait_for(lambda: "idle" in daemons.node_states(changed).values(), 30, "the nodes to be back")
+    _again(changed)
     return changed
 
 
@@ -99,6 +97,47 @@ def without_accounting(layout: Layout) -> Iterator[Layout]:
         accounting(changed, True)
 
 
+@contextmanager
+def configured(layout: Layout, *lines: str) -> Iterator[None]:
+    """With more lines in slurm.conf; of what is there twice Slurm takes the last. slurmctld is started anew."""
+
+    def anew() -> None:
+        resume(layout, "slurmctld")
+        daemons.stop(layout, "slurmctld", signal.SIGTERM)
+        daemons.write_conf(the_cluster(layout.base))
+
+    anew()
+    with layout.conf.open("a", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+    try:
+        _again(layout)
+        yield
+    finally:
+        anew()
+        _again(layout)
+
+
+def _again(layout: Layout) -> None:
+    daemons.start_slurmctld(layout)
+    daemons.checked("scontrol", "reconfigure", layout=layout)
+    wait_for(lambda: "idle" in daemons.node_states(layout).values(), 30, "the nodes to be back")
+
+
+def forget_jobs(layout: Layout) -> None:
+    """slurmctld starts without a memory of jobs, as from a lost StateSaveLocation: ids begin anew (FirstJobId)."""
+    kill(layout, "slurmctld")
+    for file in (layout.base / "state").glob("job_state*"):
+        file.unlink()
+    start(layout, "slurmctld")
+
+
+def undrain(layout: Layout) -> None:
+    """As an administrator does with nodes that Slurm has drained (a failed prolog, a job id that it gave twice)."""
+    for name, state in daemons.node_states(layout).items():
+        if "drain" in state:
+            daemons.checked("scontrol", "update", f"NodeName={name}", "State=RESUME", layout=layout)
+
+
 def heal(layout: Layout) -> None:
     """Every daemon runs, every cable is in, names are right; jobs go on."""
     loopback_names(layout, False)
@@ -107,6 +146,7 @@ def heal(layout: Layout) -> None:
     for daemon in daemons.daemons(layout):
         resume(layout, daemon)
         start(layout, daemon)
+    undrain(layout)
     wait_for(lambda: all(_back(layout, name) for name in layout.names), 180, "all nodes to be back")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import verify
 from tests.cluster import daemons, faults, people
 from tests.cluster.down import down
 from tests.cluster.layout import USERS, ClusterError, Layout, base_from_environment, the_cluster
@@ -60,7 +61,9 @@ class Cluster:
         timeout: float | None = 120,
     ) -> subprocess.CompletedProcess[str]:
         """A command on the login node, in a login's environment (plus ``env``) and the user's folder."""
-        return people.run(self.layout, user, argv, cwd, env, timeout)
+        done = people.run(self.layout, user, argv, cwd, env, timeout)
+        verify.heard(argv, done.returncode, done.stdout)
+        return done
 
     def start(
         self, user: str, argv: Sequence[str], cwd: str | Path | None = None, env: Mapping[str, str] | None = None

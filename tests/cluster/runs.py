@@ -39,8 +39,14 @@ def command(slurm: Cluster, *overrides: str, user: str = "pkalice") -> list[str]
     return [str(slurm.python), "-m", "pkuslurm.launch", f"cluster.python={standin(slurm)}", apart, *TINY, *overrides]
 
 
-def launch(slurm: Cluster, *overrides: str, user: str = "pkalice", env: Mapping[str, str] | None = None) -> Done:
-    return slurm.run(user, command(slurm, *overrides, user=user), env=env)
+def launch(
+    slurm: Cluster,
+    *overrides: str,
+    user: str = "pkalice",
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = 120,
+) -> Done:
+    return slurm.run(user, command(slurm, *overrides, user=user), env=env, timeout=timeout)
 
 
 def launched(slurm: Cluster, *overrides: str, user: str = "pkalice", env: Mapping[str, str] | None = None) -> Path:

@@ -1,9 +1,11 @@
 """A stand-in for the python that has LLaMA-Factory (``cluster.python``): the same job files in, the same artifacts out.
 
 It takes a moment. ``STANDIN_<KIND>`` in the job's environment says what else (``…@2+5``: only in a sweep's points 2
-and 5): ``fail`` (exit 3), ``once`` (the first time), ``sleep`` (for ever),
+and 5): ``fail`` (exit 3), ``once`` (the first time), ``sleep`` (for ever), ``torn`` (a child is
+killed over it, and it says that all is well),
 ``steps:40`` (a training of so many steps, a checkpoint every five, the nodes in lockstep over a connection, as real
 ranks are; it stops when asked, goes on from the checkpoint that it is given, and writes down each step).
+``steps:120:quick`` is as slow only until it goes on from a checkpoint: time enough to stop it, and then no waiting.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ def main(argv: list[str]) -> None:
     view = Path(job["run_dir"]) / "views"
     view.mkdir(exist_ok=True)
     (view / f"{kind}.{rank}.json").write_text(json.dumps(seen | {"argv": argv}), encoding="utf-8")
+    if "LOCAL_RANK" not in os.environ:  # once a node, not once more in the rank
+        with (view / "begun").open("a", encoding="utf-8") as file:
+            file.write(f"{kind} {rank}\n")
     todo, _, point = os.environ.get(f"STANDIN_{kind.upper()}", "").partition("@")
     if point and Path(job["run_dir"]).name not in point.split("+"):
         todo = ""
@@ -55,9 +60,16 @@ def main(argv: list[str]) -> None:
             while child.poll() is None:
                 time.sleep(0.1)  # as torchrun looks
             sys.exit(child.returncode)
-        steps(job, int(todo.split(":")[1]), int(rank))
+        steps(job, int(todo.split(":")[1]), int(rank), todo.endswith(":quick"))
     if rank == "0":
-        MAKE[kind](job, Path(str(job["expect"].get("dir") or job["expect"].get("file"))))
+        place = Path(str(job["expect"].get("dir") or job["expect"].get("file")))
+        MAKE[kind](job, place)
+        if todo == "torn":
+            child = subprocess.Popen(["sleep", "600"])
+            child.kill()
+            child.wait()
+            for file in place.glob("*.safetensors"):
+                os.truncate(file, 40)
         Path(job["payload"]["result"]).write_text("{}", encoding="utf-8")
 
 
@@ -167,7 +179,7 @@ def train(job: dict, folder: Path) -> None:  # type: ignore[type-arg]
     (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
 
 
-def steps(job: dict, total: int, rank: int) -> None:  # type: ignore[type-arg]
+def steps(job: dict, total: int, rank: int, quick: bool) -> None:  # type: ignore[type-arg]
     start = json.loads(Path(job["payload"]["start"]).read_text(encoding="utf-8"))
     assert start["attempt"] == int(os.environ["PKUSLURM_ATTEMPT"]), start
     adapter = Path(job["expect"]["dir"])
@@ -176,7 +188,7 @@ def steps(job: dict, total: int, rank: int) -> None:  # type: ignore[type-arg]
     peer = connection(job["nodes"], rank)
     log = Path(job["run_dir"]) / "views" / f"steps.{rank}"
     while done < total:
-        time.sleep(0.25)
+        time.sleep(0.01 if quick and start["checkpoint"] else 0.25)
         done += 1
         stop = agreed(peer, rank, Path(job["payload"]["stop_file"]).exists()) and done < total
         with log.open("a", encoding="utf-8") as file:
@@ -226,7 +238,8 @@ def checkpoint(folder: Path, step: int, total: int, ranks: int) -> None:
     folder.mkdir(exist_ok=True)
     weights(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
-    for name in ("optimizer.pt", "scheduler.pt", *(f"rng_state_{rank}.pth" for rank in range(ranks))):
+    states = [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else ["rng_state.pth"]
+    for name in ("optimizer.pt", "scheduler.pt", *states):
         with zipfile.ZipFile(folder / name, "w") as archive:
             archive.writestr("data.pkl", "x")
     state = {"global_step": step, "max_steps": total}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -44,7 +45,9 @@ def test_a_card_that_hangs_costs_a_minute_and_its_node(slurm: Cluster) -> None:
     (bad,) = known["bad_nodes"]
     assert train["attempt"] == 2 and bad not in train["nodes"], found
     log = next(run.glob("logs/train-*_0.log")).read_text(encoding="utf-8")
-    assert f"node {bad}: npu device 0 hangs: a small sum takes more than 3 s" in log
+    # it says how long it waited: the three seconds, more on a busy machine
+    said = re.search(rf"node {bad}: npu device 0 hangs: a small sum takes more than (\d+) s", log)
+    assert said is not None and int(said[1]) >= 3, log
     for view in views(run, "train"):
         assert view["ASCEND_RT_VISIBLE_DEVICES"] == "0,1" and view["NCCL_SOCKET_IFNAME"] is None
         assert view["HCCL_IF_IP"] == slurm.layout.address(view["SLURMD_NODENAME"])

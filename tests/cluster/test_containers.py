@@ -103,7 +103,7 @@ def test_cancel_leaves_no_process_and_no_secret_shows(slurm: Cluster, image: Pat
 
 def test_scancel_lets_it_save_inside(slurm: Cluster, image: Path) -> None:
     """Every process is told to end, also the one that holds the image; the ranks first write a checkpoint."""
-    run = launched(slurm, image, "cluster.env.STANDIN_TRAIN=steps:12")
+    run = launched(slurm, image, "cluster.env.STANDIN_TRAIN=steps:120:quick")
     at_step(slurm, run, 6)
     slurm.run("pkalice", ["scancel", str(jobs_of(run)["train"]["job_id"])])
     found = ended(slurm, run)
@@ -112,7 +112,7 @@ def test_scancel_lets_it_save_inside(slurm: Cluster, image: Path) -> None:
     assert slurm.processes("pkalice") == []
     assert verb(slurm, "retry", run).returncode == 0
     assert states(ended(slurm, run)) == dict.fromkeys(KINDS, "COMPLETED"), logs(run)
-    once_each(run, 12)
+    once_each(run, 120)
 
 
 def test_a_worker_that_is_killed_leaves_nothing(slurm: Cluster, image: Path) -> None:

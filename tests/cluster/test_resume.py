@@ -14,7 +14,7 @@ import pytest
 
 from tests.cluster import faults
 from tests.cluster.fixture import Cluster
-from tests.cluster.process import in_netns, pids
+from tests.cluster.process import in_netns, pids, wait_for
 from tests.cluster.runs import (
     command,
     ended,
@@ -28,10 +28,12 @@ from tests.cluster.runs import (
     until,
     verb,
 )
+from tests.faults.recorder import Row
 
 KINDS = ("prepare", "train", "merge", "infer", "report")
 ALL = dict.fromkeys(KINDS, "COMPLETED")
-STEPS = "cluster.env.STANDIN_TRAIN=steps:40"
+TOTAL = 120
+STEPS = f"cluster.env.STANDIN_TRAIN=steps:{TOTAL}:quick"
 LAUNCHERS = ("cluster.launcher=prefork", "cluster.launcher=torchrun")
 BOTH = pytest.mark.parametrize("launcher", LAUNCHERS)
 # the other one with `make test-faults`
@@ -45,12 +47,13 @@ def nothing_is_left(slurm: Cluster) -> Iterator[None]:
 
 
 def at_step(slurm: Cluster, run: Path, step: int, attempt: int = 1, seconds: float = 60) -> dict[str, Any]:
-    """Once the training has come so far in that attempt."""
+    """The status, once the training has come so far in that attempt."""
 
-    def there(_: dict[str, Any]) -> bool:
+    def there() -> bool:
         return any(number == attempt and done >= step for number, done in steps(run))
 
-    return until(slurm, run, there, "pkalice", seconds)
+    wait_for(there, seconds, f"step {step} of attempt {attempt}")
+    return status(slurm, run)
 
 
 def steps(run: Path, rank: int = 0) -> list[tuple[int, int]]:
@@ -60,7 +63,7 @@ def steps(run: Path, rank: int = 0) -> list[tuple[int, int]]:
     return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
 
 
-def once_each(run: Path, total: int = 40) -> None:
+def once_each(run: Path, total: int = TOTAL) -> None:
     for rank in (0, 1):
         assert [step for _, step in steps(run, rank)] == list(range(1, total + 1)), steps(run, rank)
 
@@ -106,7 +109,10 @@ def ranks(slurm: Cluster, node: str) -> list[int]:
     return found
 
 
-def test_warned_before_its_time_limit_again_and_again(slurm: Cluster) -> None:
+@pytest.mark.row(
+    "23", "the time limit, again and again", "saves at a step that all ranks agree on, and goes on by itself"
+)
+def test_warned_before_its_time_limit_again_and_again(slurm: Cluster, row: Row) -> None:
     """Slurm's own warning, real limits; the job's id stays, the dependents wait, each step is done once."""
     short = ("cluster.jobs.train.time=1", "resume.signal_seconds=50")
     run = launched(slurm, "cluster.env.STANDIN_TRAIN=steps:240", *short)
@@ -116,6 +122,8 @@ def test_warned_before_its_time_limit_again_and_again(slurm: Cluster) -> None:
     train = job(found, "train")
     assert train["job_id"] == first and train["attempt"] >= 3, found
     once_each(run, 240)
+    row.final(found["state"])
+    row.work(run, 240)
     assert len(sent(slurm, run)) == 5
     assert [one["attempt"] for one in decision(run)["history"]] == list(range(1, train["attempt"] + 1))
 
@@ -178,13 +186,19 @@ def test_scancel_keeps_what_was_done(slurm: Cluster, launcher: str) -> None:
 
 
 @EITHER
-def test_a_rank_that_hangs_is_named_and_gone_on_without(slurm: Cluster, launcher: str) -> None:
+@pytest.mark.row("17", "a rank hangs (SIGSTOP)", "named, and gone on with without its node", within=60, repeated=9)
+def test_a_rank_that_hangs_is_named_and_gone_on_without(slurm: Cluster, row: Row, launcher: str) -> None:
     run = launched(slurm, STEPS, launcher, "resume.hang_minutes=0.1")
     at_step(slurm, run, 12)
     second = job(status(slurm, run), "train")["nodes"][1]
     (rank,) = ranks(slurm, second)
     os.kill(rank, signal.SIGSTOP)
+    row.happened()
+    until(slurm, run, lambda found: job(found, "train")["state"] != "RUNNING", "pkalice", 60)
+    row.told()
     found = ended(slurm, run, seconds=120)
+    row.final(found["state"])
+    row.work(run, TOTAL)
     assert states(found) == ALL, found
     assert job(found, "train")["attempt"] == 2
     assert decision(run)["bad_nodes"] == [second]
@@ -192,41 +206,66 @@ def test_a_rank_that_hangs_is_named_and_gone_on_without(slurm: Cluster, launcher
     words = train_log(run)
     assert f"rank 2 on {second} hangs: its process is stopped (SIGSTOP)" in words, words
     done = [step for _, step in steps(run)]
-    assert done[-1] == 40 and sorted(set(done)) == list(range(1, 41))
+    assert done[-1] == TOTAL and sorted(set(done)) == list(range(1, TOTAL + 1))
 
 
+@pytest.mark.row(
+    "40", "a rank dies (SIGKILL)", "the whole step ends, that rank is named; `retry` goes on", within=60, repeated=5
+)
 @BOTH
-def test_a_rank_that_dies_is_named_and_not_gone_on_with(slurm: Cluster, launcher: str) -> None:
+def test_a_rank_that_dies_is_named_and_not_gone_on_with(slurm: Cluster, launcher: str, row: Row) -> None:
     run = launched(slurm, STEPS, launcher)
     found = at_step(slurm, run, 7)
     second = job(found, "train")["nodes"][1]
     (rank,) = ranks(slurm, second)
     began = time.monotonic()
     os.kill(rank, signal.SIGKILL)
+    row.happened()
     found = ended(slurm, run)
+    row.told()
     assert time.monotonic() - began < 20
     assert job(found, "train")["state"] == "FAILED"
     assert job(found, "train")["reason"] == f"rank 2 on {second} was killed by signal 9 (SIGKILL)"
+    last = steps(run)[-1][1]
+    # a checkpoint's last file
+    saved = max(int(file.parent.name.rpartition("-")[2]) for file in (run / "adapter").glob("*/trainer_state.json"))
+    assert last - 5 <= saved <= last
     assert verb(slurm, "retry", run).returncode == 0
     assert states(ended(slurm, run)) == ALL
-    assert decision(run)["checkpoint"].endswith("checkpoint-5")
+    assert decision(run)["checkpoint"].endswith(f"/checkpoint-{saved}")
+    assert [step for number, step in steps(run) if number == 2] == list(range(saved + 1, TOTAL + 1))
+    row.final("FAILED; COMPLETED by retry")
+    row.work(run, TOTAL)
 
 
 @EITHER
-def test_a_node_that_goes_away(slurm: Cluster, launcher: str) -> None:
+@pytest.mark.row(
+    "16",
+    "the power of one of two nodes fails in a training",
+    "started again without it, from the last checkpoint",
+    within=60,
+    repeated=5,
+)
+def test_a_node_that_goes_away(slurm: Cluster, row: Row, launcher: str) -> None:
     """The power of the second node fails; the first sees its connections close and has the job started again."""
     run = launched(slurm, STEPS, launcher)
     found = at_step(slurm, run, 7)
     second = job(found, "train")["nodes"][1]
     faults.node_kill(slurm.layout, second)
+    row.happened()
+    until(slurm, run, lambda found: job(found, "train")["state"] != "RUNNING", "pkalice", 60)
+    row.told()
     found = ended(slurm, run, seconds=150)
     assert states(found) == ALL, found
+    row.final(found["state"])
+    row.work(run, TOTAL)
     assert job(found, "train")["attempt"] == 2
     assert second not in job(found, "train")["nodes"]
     assert decision(run)["bad_nodes"] == [second]
 
 
-def test_a_finished_job_that_is_requeued(slurm: Cluster) -> None:
+@pytest.mark.row("14", "a finished job is requeued", "it says so and ends; nothing is computed again")
+def test_a_finished_job_that_is_requeued(slurm: Cluster, row: Row) -> None:
     run = launched(slurm, "cluster.env.STANDIN_TRAIN=steps:5")
     found = ended(slurm, run)
     assert states(found) == ALL
@@ -236,12 +275,14 @@ def test_a_finished_job_that_is_requeued(slurm: Cluster) -> None:
     assert steps(run) == [(1, step) for step in range(1, 6)]
     assert (run / "done" / "train.json").read_bytes() == before
     assert states(status(slurm, run)) == ALL
+    row.final("COMPLETED")
+    row.work(run, 5)
 
 
 @EITHER
 def test_often_enough(slurm: Cluster, launcher: str) -> None:
     """max_attempts, and two attempts that came no further."""
-    run = launched(slurm, STEPS, launcher, "resume.max_attempts=2")
+    run = launched(slurm, f"cluster.env.STANDIN_TRAIN=steps:{TOTAL}", launcher, "resume.max_attempts=2")
     for attempt in (1, 2):
         at_step(slurm, run, 0, attempt)
         slurm.run("pkalice", ["scancel", "-s", "USR2", train_id(run)])

@@ -30,6 +30,7 @@ from tests.cluster.runs import (
     status,
     verb,
 )
+from tests.faults.recorder import Row
 
 TRAIN = ("prepare", "train")
 
@@ -41,7 +42,8 @@ def nothing_is_left(slurm: Cluster) -> Iterator[None]:
     assert slurm.processes("pkalice") == []
 
 
-def test_two_retries_at_once_submit_once(slurm: Cluster) -> None:
+@pytest.mark.row("38", "two retries of one run at once", "one submits, the other says who", repeated=1)
+def test_two_retries_at_once_submit_once(slurm: Cluster, row: Row) -> None:
     run = launched(slurm, "pipeline=train", "cluster.env.STANDIN_PREPARE=fail")
     ended(slurm, run)
     both = [slurm.start("pkalice", [str(slurm.python), "-m", "pkuslurm", "retry", str(run)]) for _ in range(2)]
@@ -49,6 +51,8 @@ def test_two_retries_at_once_submit_once(slurm: Cluster) -> None:
     assert sorted(process.returncode for process in both) == [0, 2], said
     ended(slurm, run)
     assert sent(slurm, run) == ["prepare", "prepare-r1", "train", "train-r1"]
+    assert any("another command is submitting" in words or "still waits or runs" in words for words in said), said
+    row.final("one job each")
 
 
 def test_ctrl_c_while_sbatch_works(slurm: Cluster) -> None:
@@ -88,6 +92,7 @@ def test_a_merge_that_slurm_refuses_takes_nothing_away(slurm: Cluster) -> None:
 def test_a_moved_run_is_not_gone_on_with(slurm: Cluster) -> None:
     run = launched(slurm, "pipeline=train", "cluster.env.STANDIN_TRAIN=fail")
     ended(slurm, run)
+    slurm.wait_idle()  # the second node's last words are still written
     moved = run.with_name(f"{run.name}-moved")
     shutil.move(run, moved)
     done = verb(slurm, "retry", moved)

@@ -29,6 +29,7 @@ from tests.cluster.runs import (
     verb,
     views,
 )
+from tests.faults.recorder import Row
 
 KINDS = ("prepare", "train", "merge", "infer", "report")
 ALL = dict.fromkeys(KINDS, "COMPLETED")
@@ -86,7 +87,13 @@ def test_the_printed_script_is_the_submitted_one(slurm: Cluster) -> None:
     assert "--wckey" not in printed and "--requeue=" not in printed and "USR2@90" not in printed
 
 
-def test_a_failure_of_each_kind(slurm: Cluster) -> None:
+@pytest.mark.row(
+    "6",
+    "each kind of job fails",
+    "its dependents SKIPPED, none left in the queue; `retry` does only the rest",
+    repeated=1,
+)
+def test_a_failure_of_each_kind(slurm: Cluster, row: Row) -> None:
     runs = {kind: launched(slurm, f"cluster.env.STANDIN_{kind.upper()}=fail") for kind in KINDS[:4]}
     for kind, run in runs.items():
         found = ended(slurm, run)
@@ -114,6 +121,8 @@ def test_a_failure_of_each_kind(slurm: Cluster) -> None:
     found = ended(slurm, run)
     assert states(found) == ALL
     assert [job(found, kind)["attempt"] for kind in ("train", "merge")] == [1, 2]
+    row.final("FAILED; COMPLETED by retry")
+    row.work(run)
     assert jobs_of(run)["merge"]["key"].endswith("-merge-r1") and len(jobs_of(run)["merge"]["earlier"]) == 1
     assert "nothing to do" in verb(slurm, "retry", run).stderr
 
@@ -164,7 +173,8 @@ def test_retry_is_refused_while_a_job_is_alive(slurm: Cluster) -> None:
     assert verb(slurm, "infer", run).returncode == 2
 
 
-def test_without_accounting(slurm: Cluster) -> None:
+@pytest.mark.row("12", "no accounting", "completed, failed, skipped, cancelled are told apart all the same")
+def test_without_accounting(slurm: Cluster, row: Row) -> None:
     with faults.without_accounting(slurm.layout):
         good, bad = launched(slurm), launched(slurm, "cluster.env.STANDIN_TRAIN=fail")
         stopped = launched(slurm, "cluster.env.STANDIN_TRAIN=sleep")
@@ -174,9 +184,16 @@ def test_without_accounting(slurm: Cluster) -> None:
         expected = {"prepare": "COMPLETED", "train": "FAILED"} | dict.fromkeys(KINDS[2:], "SKIPPED")
         assert states(ended(slurm, bad)) == expected
         assert states(status(slurm, stopped)) == {"prepare": "COMPLETED"} | dict.fromkeys(KINDS[1:], "CANCELLED")
+        row.final("COMPLETED, FAILED, CANCELLED")
+        row.work(good)
 
 
-def test_a_controller_that_pauses_during_the_launch(slurm: Cluster) -> None:
+@pytest.mark.row(
+    "1",
+    "sbatch gives up after 10 s (slurmctld is paused), and the job is in the queue",
+    "found by its key, never sent again",
+)
+def test_a_controller_that_pauses_during_the_launch(slurm: Cluster, row: Row) -> None:
     """sbatch gives up after 10 s, and the job is in the queue all the same: it is found again, never sent twice."""
     process = slurm.start("pkalice", command(slurm))
     paused = False
@@ -188,14 +205,24 @@ def test_a_controller_that_pauses_during_the_launch(slurm: Cluster) -> None:
         time.sleep(0.02)
     time.sleep(12 if paused else 0)
     faults.resume(slurm.layout, "slurmctld")
+    row.happened()
     out, err = process.communicate(timeout=120)
+    row.told()
     assert process.returncode == 0, err
     run = Path(out.splitlines()[-1])
-    assert states(ended(slurm, run)) == ALL
+    found = ended(slurm, run)
+    assert states(found) == ALL
     assert sent(slurm, run) == sorted(KINDS), "exactly one job each"
+    row.final(found["state"])
+    row.work(run)
 
 
-def test_a_launcher_killed_after_each_submission(slurm: Cluster, tmp_path: Path) -> None:
+@pytest.mark.row(
+    "3",
+    "the launcher is killed after each of its submissions",
+    "the chain is held; `retry` sends the rest, one job each",
+)
+def test_a_launcher_killed_after_each_submission(slurm: Cluster, row: Row) -> None:
     runs = []
     for number in range(1, 6):
         count = slurm.shared("pkalice") / f"count-{number}"
@@ -213,9 +240,12 @@ def test_a_launcher_killed_after_each_submission(slurm: Cluster, tmp_path: Path)
     for run in runs:
         assert states(ended(slurm, run)) == ALL
         assert sent(slurm, run) == sorted(KINDS), "exactly one job each"
+        row.work(run)
+    row.final("COMPLETED by retry")
 
 
-def test_a_chain_that_could_be_submitted_only_in_part(slurm: Cluster) -> None:
+@pytest.mark.row("4", "a submit limit in the middle of the chain", "exit 3; `retry` goes on")
+def test_a_chain_that_could_be_submitted_only_in_part(slurm: Cluster, row: Row) -> None:
     away = slurm.shared("pkalice") / "away"
     away.unlink(missing_ok=True)  # an earlier session's, where the cluster outlived it
     full = f'[ -e {away} ] && {{ echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }}'
@@ -227,6 +257,8 @@ def test_a_chain_that_could_be_submitted_only_in_part(slurm: Cluster) -> None:
     assert [kind for kind, entry in jobs_of(run).items() if entry.get("job_id")] == ["prepare"]
     assert verb(slurm, "retry", run).returncode == 0
     assert states(ended(slurm, run)) == ALL
+    row.final("PENDING; COMPLETED by retry")
+    row.work(run)
 
 
 REFUSED = {
@@ -254,7 +286,12 @@ def test_refused_at_once_and_nothing_is_left(slurm: Cluster, typed: str) -> None
     assert set((slurm.shared("pkalice") / "runs").glob("*")) == there and queued(slurm) == []
 
 
-def test_a_parent_that_slurm_has_forgotten(slurm: Cluster) -> None:
+@pytest.mark.row(
+    "5",
+    "a failed parent that Slurm has forgotten: 22.05 runs its dependents",
+    "the job looks at its parent's marker itself",
+)
+def test_a_parent_that_slurm_has_forgotten(slurm: Cluster, row: Row) -> None:
     """22.05 runs an afterok job whose failed parent it no longer knows: the job itself looks at the marker."""
     run = launched(slurm, "cluster.env.STANDIN_TRAIN=fail")
     ended(slurm, run)
@@ -267,6 +304,8 @@ def test_a_parent_that_slurm_has_forgotten(slurm: Cluster) -> None:
     assert done.returncode == 1
     assert not (run / "merged").exists()
     assert job(status(slurm, run), "merge")["state"] == "SKIPPED"
+    row.final("SKIPPED")
+    row.work(run)
 
 
 def test_nothing_computes_on_a_login_node(slurm: Cluster) -> None:
@@ -324,7 +363,8 @@ def test_one_allocation_for_the_whole_chain(slurm: Cluster) -> None:
     assert states(status(slurm, stopped)) == {"prepare": "COMPLETED"} | dict.fromkeys(KINDS[1:], "CANCELLED")
 
 
-def test_a_launch_inside_an_allocation(slurm: Cluster) -> None:
+@pytest.mark.row("8", "launched inside an allocation, whose SLURM_* leak", "no effect")
+def test_a_launch_inside_an_allocation(slurm: Cluster, row: Row) -> None:
     """Its SLURM_* would make the inner srun a step of the outer job, or kill it."""
     inside = ["srun", "--nodes=1", "--mem=300", "--time=2", *command(slurm)]
     done = slurm.run("pkalice", inside)
@@ -332,3 +372,5 @@ def test_a_launch_inside_an_allocation(slurm: Cluster) -> None:
     run = Path(done.stdout.splitlines()[-1])
     found = ended(slurm, run)
     assert states(found) == ALL and len(job(found, "train")["nodes"]) == 2, found
+    row.final(found["state"])
+    row.work(run)

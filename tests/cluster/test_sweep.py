@@ -16,6 +16,7 @@ import pytest
 from pkuslurm.rundir import RunDir
 from tests.cluster.fixture import Cluster
 from tests.cluster.runs import launch, launched, queued, shim, verb
+from tests.faults.recorder import Row
 
 RUNS = ("prepare", "train", "merge", "infer")
 # 3 × 2 points
@@ -147,7 +148,12 @@ exec "$REAL" "$@\""""
     return shim(slurm, slurm.shared("common") / f"shim-most-{most}", "sbatch", text)
 
 
-def test_a_limit_is_met(slurm: Cluster) -> None:
+@pytest.mark.row(
+    "7",
+    "a limit on jobs (11) in the middle of a sweep",
+    "what fits goes with its whole chain; `retry` goes on, nothing twice",
+)
+def test_a_limit_is_met(slurm: Cluster, row: Row) -> None:
     path = limited(slurm, 11)
     done = launch(slurm, *SIX, env=path)
     assert done.returncode == 3 and "over the limit" in done.stderr and done.stderr.count("\n") < 30, done
@@ -165,6 +171,9 @@ def test_a_limit_is_met(slurm: Cluster) -> None:
     found = over(slurm, sweep)
     assert table(found) == ["CCCC"] * 6 and found["state"] == "COMPLETED", found
     assert set(begun(sweep, "train").values()) == {1}, "nothing twice"
+    row.final(found["state"])
+    for point in range(6):
+        row.work(sweep / str(point))
 
 
 def test_who_waits_feeds_the_rest_in(slurm: Cluster) -> None:

@@ -69,8 +69,10 @@ REFUSED = {
     "serve.idle_minutes=0": "serve.idle_minutes=0: it must be more than 0",
     "container=apptainer": "container.image: container.runtime=apptainer runs an image; "
     "write container.image=/path/to/image.sif (or its name in a registry)",
-    "pipeline.jobs=[merge]": "pipeline.jobs=[merge]: it must be a beginning of [prepare,train,merge,infer,report], "
-    "or [infer,report]",
+    "pipeline.jobs=[train]": "pipeline.jobs=[train]: it must be a beginning of [prepare,train,merge,infer,report], "
+    "or [infer,report], or [merge]",
+    "pipeline.jobs=[prepare,train,infer]": "pipeline.jobs=[prepare,train,infer]: train.finetuning_type=lora leaves an "
+    "adapter, which is merged before it is asked; put merge before infer",
     "infer.expect=[": "infer.expect=[: not a regular expression (unterminated character set at position 0); "
     r"a literal ( [ + or ? is written \(  \[  \+  \?",
     "infer.expect=[a,b,c,d,(]": "infer.expect=(: not a regular expression "
@@ -83,13 +85,13 @@ REFUSED = {
     "model=custom": "model.path: no model is given; write model.path=/path/to/a/model, or choose model=tiny",
     "dataset=custom": "dataset.path: no data is given; write dataset.path=/path/to/data.json, or dataset=identity",
     "model.path=https://huggingface.co/Qwen/Qwen3-0.6B": "model.path=https://huggingface.co/Qwen/Qwen3-0.6B: "
-    "a URL is no model folder; download it first: modelscope download --model Qwen/Qwen3-0.6B",
+    "a URL is no model folder; download it first: pkuslurm fetch Qwen/Qwen3-0.6B",
     "model.path=https://modelscope.cn/models/Qwen/Qwen3-8B/summary": "model.path=https://modelscope.cn/models/Qwen/"
-    "Qwen3-8B/summary: a URL is no model folder; download it first: modelscope download --model Qwen/Qwen3-8B",
+    "Qwen3-8B/summary: a URL is no model folder; download it first: pkuslurm fetch Qwen/Qwen3-8B",
     "model.path=file:///m": "model.path=file:///m: a URL is no model folder; "
-    "download it first: modelscope download --model OWNER/NAME",
+    "download it first: pkuslurm fetch OWNER/NAME",
     "dataset.path=https://a/b.json": "dataset.path=https://a/b.json: a URL is no data file; download it first",
-    "dataset.name=a,": "dataset.name=a,: one dataset's name, without commas",
+    "dataset.name=a,": "dataset.name=a,: a name is empty; of several: 'a,b'",
 }
 
 

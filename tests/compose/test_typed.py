@@ -182,7 +182,6 @@ SLIPS = {
     "foo=1": "foo: no such key; --cfg job shows all keys",
     "学习率=1": "学习率=1: a setting is typed as key=value, with a key such as nodes or train.learning_rate",
     "cluster=Ascend": "cluster=Ascend: no such choice; did you mean ascend?; launch --help lists all",
-    "cluster=scow": "cluster=scow: not yet built",
     "model=Qwen3-8b": "model=Qwen3-8b: no such choice; did you mean qwen3-8b?; launch --help lists all",
     "cluster=3": f"cluster=3: no such choice; there are: {CLUSTERS}",
     "cluster=": f"cluster=: no such choice; there are: {CLUSTERS}",

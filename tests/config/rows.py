@@ -28,7 +28,7 @@ ROWS = [
     Row({"val_size": 0.1, "eval_dataset": "d"}, "val_size=0.1: not together with train.eval_dataset=d"),
     Row({"interleave_probs": "1.0"}, "needs train.mix_strategy=interleave_under"),
     Row({"interleave_probs": "half", "mix_strategy": "interleave_over"}, "it must be a number a dataset"),
-    Row({"interleave_probs": "0.5,0.5", "mix_strategy": "interleave_over"}, "a run has one dataset"),
+    Row({"interleave_probs": "0.5,0.5", "mix_strategy": "interleave_over"}, "one number a dataset"),
     Row({"streaming": True, "max_steps": 5, "val_size": 0.1}, "a whole number of rows"),
     Row({"streaming": True, "max_steps": 5, "max_samples": 9}, "max_samples=9: not together"),
     Row({"streaming": True}, "set train.max_steps"),

@@ -13,7 +13,7 @@ from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF
 from pkuslurm.plan.plan import plan
 
-OWN = ("ascend", "nvidia", "slurm", "local")
+OWN = ("ascend", "nvidia", "slurm", "local", "scow")
 EXAMPLES = sorted(file.stem for file in (CONF / "cluster").glob("*.yaml") if file.stem not in OWN)
 
 

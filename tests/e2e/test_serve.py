@@ -19,6 +19,8 @@ from openai import AuthenticationError, OpenAI
 from playwright.sync_api import expect
 
 from pkuslurm.rundir import RunDir, read_json, read_jsonl, write_json
+from pkuslurm.worker.processes import descendants
+from tests.cluster.process import command_line
 from tests.conftest import Demo, run, start
 from tests.serve.browser import chromium
 
@@ -169,9 +171,10 @@ def test_a_second_one_finds_the_first(served: Served) -> None:
 
 def test_an_engine_that_is_killed(served: Served) -> None:
     """The last row: it ends the endpoint. What is left: nothing, but the words."""
-    shown = subprocess.run(["ps", "-wweo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    engines = [int(line.split()[0]) for line in shown.splitlines() if "payload/__main__.py serve" in line]
-    assert len(engines) == 2, shown
+    # of this endpoint alone: other tests' may run beside it
+    below = sorted(one.pid for one in descendants(served.process.pid))
+    engines = [pid for pid in below if "payload/__main__.py serve" in command_line(pid)]
+    assert len(engines) == 2, [command_line(pid) for pid in below]
     os.kill(engines[-1], signal.SIGKILL)
     _, err = served.process.communicate(timeout=30)
     assert served.process.returncode == 1 and "SIGKILL" in err, err

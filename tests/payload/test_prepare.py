@@ -72,11 +72,11 @@ def test_a_file_that_was_no_utf_8_only_after_launch_is_refused(
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps(row(), ensure_ascii=False), encoding="gb18030")
     payload = {"dataset_file": str(file), "formatting": "alpaca"}
-    checked = prepare._check(payload, args)
+    checks = prepare._check(payload, args)
     with pytest.raises(SystemExit):
-        prepare._convert(payload, args, checked)
+        prepare._convert_all(payload, args, checks)
     assert "it is GB18030, which it was not at launch" in capsys.readouterr().err
-    prepare._convert(payload | {"convert_to": str(tmp_path / "new.jsonl")}, args, checked)
+    prepare._convert_all(payload | {"convert_to": str(tmp_path / "new.jsonl")}, args, checks)
     assert json.loads((tmp_path / "new.jsonl").read_text(encoding="utf-8")) == row()
 
 

@@ -58,7 +58,10 @@ def test_here_and_on_scow() -> None:
     assert reach.tunnel(here, pod) is None
     lines = reach.lines(here, Path("/k"), Path("/runs/x/merged"), "r", pod)
     assert lines[1] == "code-server    https://x.edu.cn/proxy/8001/"
-    assert lines[-1] == "SCOW NextChat  挂载点 /runs/x/merged   环境变量 SCOW_AI_MODEL_PATH=/runs/x/merged"
+    assert lines[-1] == (
+        "SCOW NextChat  挂载点 /runs/x/merged   环境变量 SCOW_AI_MODEL_PATH=/runs/x/merged   "
+        "1 张卡 (mount point, variable, one card)"
+    )
     assert not any("ssh" in line for line in lines)
 
 

@@ -45,6 +45,22 @@ CASES = {
         {**KNOWN, "row": row("PENDING", "DependencyNeverSatisfied", None), **FAILED_PARENT},
         *("SKIPPED", "train did not complete"),
     ),
+    "after an orphan that Slurm leaves in the queue": (
+        {**KNOWN, "row": row("PENDING", "Dependency", None), "parents": (("merge", "SKIPPED"),)},
+        *("SKIPPED", "merge did not complete"),
+    ),
+    "its parent has failed, and Slurm may start that one again": (
+        {**KNOWN, "row": row("PENDING", "Dependency", None), **FAILED_PARENT},
+        *("PENDING", "waiting for the job before it"),
+    ),
+    "its parent is complete, and Slurm does not know it": (
+        {**KNOWN, "row": row("PENDING", "Dependency", None), "parents": (("train", "COMPLETED"),)},
+        *("PENDING", "is complete; if it does not start soon: `pkuslurm retry`"),
+    ),
+    "a node that could not start it": (
+        {**KNOWN, "row": row("PENDING", "launch failed requeued held")},
+        *("PENDING", "could not start it, and Slurm holds it; `pkuslurm retry` goes on"),
+    ),
     "cancelled before it started": (
         {**KNOWN, "row": row("CANCELLED", "", None, "CANCELLED by 1000"), "cancelled": True},
         *("CANCELLED", "before this job started"),

@@ -38,7 +38,8 @@ def installed_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
     monkeypatch.setattr(render, "BOOT", Path("/opt/pkuslurm/boot.py"))
     monkeypatch.setattr(render, "PAYLOAD", Path("/opt/pkuslurm/payload/__main__.py"))
     monkeypatch.setenv("HOME", "/home/student")
-    for variable in ("PKUSLURM_MODELS", "SCOW_AI_MODEL_PATH", "MODELSCOPE_CACHE", "HF_HOME", "HF_HUB_CACHE"):
+    places = ("PKUSLURM_MODELS", "SCOW_AI_MODEL_PATH", "SCOW_AI_DATASET_PATH", "MODELSCOPE_CACHE", "HF_HOME")
+    for variable in (*places, "HF_HUB_CACHE", "VC_GPU_NUM", "NODE_RANK", "RANK"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("WORK_DIR", "/work-dir")
 

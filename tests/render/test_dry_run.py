@@ -23,6 +23,7 @@ CASES = {
         "cluster=slurm",
     ],
     "nvidia": ["cluster=nvidia", "nodes=2"],
+    "scow": ["cluster=scow", "nodes=2", "cluster.setup=[source /opt/env.sh]"],
 }
 # what a container puts before the payload's command
 for _cluster, _runtime in (

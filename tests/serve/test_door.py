@@ -275,9 +275,9 @@ def test_questions_go_to_both_models_at_once(door: Door) -> None:
 
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
-        told = list(pool.map(lambda model: door.chat("sleep 0.5", model=model)[0], ["base", "tuned"] * 2))
+        told = list(pool.map(lambda model: door.chat("sleep 1.5", model=model)[0], ["base", "tuned"] * 2))
     assert told == [200] * 4
-    assert time.monotonic() - began < 1.6
+    assert time.monotonic() - began < 4.5, "one after another it would be six"
 
 
 def test_the_key_and_the_questions_are_in_no_log_nor_command_line(door: Door) -> None:

@@ -19,7 +19,7 @@ from pkuslurm.points import ready
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.commands import Answer
 from pkuslurm.slurm.parse import Row
-from pkuslurm.submit import slurm, write_sweep
+from pkuslurm.submit import identity, slurm, write_sweep
 from pkuslurm.submit.alone import alone
 from pkuslurm.submit.arrays import send
 from pkuslurm.submit.slurm import Full, Refused, Submission
@@ -116,7 +116,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
     monkeypatch.setattr("pkuslurm.points.check_slurm", lambda _: None)
     monkeypatch.setattr("pkuslurm.points.check_machine", lambda *_: None)
     monkeypatch.setattr(slurm, "_sbatch", queue.sbatch)
-    monkeypatch.setattr(slurm, "ABSENT_SECONDS", 0.0)
+    monkeypatch.setattr(identity, "ABSENT_SECONDS", 0.0)
     monkeypatch.setattr(commands, "most_elements", lambda: 1001)
     monkeypatch.setattr(commands, "queue", lambda ids: queue.answer(queue.by_id(ids)))
     monkeypatch.setattr(commands, "by_name", lambda name: queue.answer(job for job in queue.jobs if job.key == name))

@@ -174,6 +174,18 @@ def test_cancel_from_another_shell(weird: Path) -> None:
     assert local.cancel(run) is False
 
 
+def test_a_sites_lines_run_before_the_job_and_end_it_in_words(weird: Path) -> None:
+    needs = f"import os; assert os.environ['MODULE'] == 'it\\'s loaded'; {OK}"
+    run = make_run(weird, infer=needs, report=OK)
+    lines = {"infer": ["# nothing", 'export MODULE="it\'s loaded"'], "report": ["module load 'no such'; false"]}
+    for kind, setup in lines.items():
+        write_json(run.job(kind), (read_json(run.job(kind)) or {}) | {"setup": setup})
+    assert end(drive(run, "infer", "report"))[0] == 1
+    assert states(run, "infer", "report") == ["COMPLETED", "FAILED"]
+    log = run.log("report", "local-1", 0).read_text(encoding="utf-8")
+    assert "pkuslurm: cluster.setup failed: module load 'no such'; false" in log
+
+
 def test_a_failed_second_try_takes_nothing_away(weird: Path) -> None:
     run = make_run(weird, infer=OK)
     assert end(drive(run, "infer"))[0] == 0

@@ -55,12 +55,13 @@ def sentence(facts: Facts) -> tuple[str, str]:
     arguments = objekt(facts.payload("prepare"), "train_args")
     method = word(arguments, "finetuning_type") or "lora"
     shown = METHODS.get(method, text(method))
+    named = shown.split(" ")[-1] if method in METHODS else shown
     rows = number(facts.result("prepare"), "dataset", "rows")
     steps = number(facts.result("train"), "global_step")
     chinese = f"用 <b>{data}</b>" + (f"（{rows:.0f} 行）" if rows else "")
     chinese += f"对 <b>{model}</b>{'（此处自制）' if made else ''}做 {shown} 微调："
     chinese += f"{train.num_nodes} 个节点，每节点 {per_node} 个进程"
-    english = f"{shown.split(' ')[-1]} fine-tuning of <b>{model}</b>{' (made here)' if made else ''} on <b>{data}</b>"
+    english = f"{named} fine-tuning of <b>{model}</b>{' (made here)' if made else ''} on <b>{data}</b>"
     english += f" ({rows:.0f} rows)" if rows else ""
     english += f": {plural(train.num_nodes, 'node')} × {plural(per_node, 'process', 'processes')}"
     if steps:

@@ -110,8 +110,8 @@ def best(rows: Iterable[Row]) -> Row | None:
 def merged(row: Row) -> Path:
     """The folder of its merged model. Raises PkuslurmError, in words, where there is none."""
     run = RunDir(row.path)
-    if run.merged.is_dir():
-        return run.merged
+    if (whole := run.whole_model) is not None:
+        return whole
     if "merged" in pruned.read(run):
         raise PkuslurmError(f"{run.run_id}: its merged model was removed; `pkuslurm merge {run.run_id}` makes it again")
     hint = f"it has no merged model; what it has trained is in {run.adapter}"
