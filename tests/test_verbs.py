@@ -109,7 +109,7 @@ def test_a_run_that_may_not_be_read(
 ) -> None:
     """As root nothing is denied: the system's refusal is played."""
     file = root / "20261124-a" / "run.json"
-    real_stat, real_read = os.stat, Path.read_bytes
+    real_stat, real_open, real_read = os.stat, os.open, Path.read_bytes
 
     def refuse(path: object) -> None:
         if str(path) == str(file):
@@ -119,6 +119,10 @@ def test_a_run_that_may_not_be_read(
         refuse(path)
         return real_stat(path, **more)  # type: ignore[arg-type]
 
+    def fake_open(path: str, *flags: int, **more: int) -> int:
+        refuse(path)
+        return real_open(path, *flags, **more)
+
     def fake_read(path: Path) -> bytes:
         refuse(path)
         return real_read(path)
@@ -126,7 +130,7 @@ def test_a_run_that_may_not_be_read(
     if denied == "folder":
         monkeypatch.setattr(os, "stat", fake_stat)
     else:
-        monkeypatch.setattr(Path, "read_text", lambda path, **_: fake_read(path).decode())
+        monkeypatch.setattr(os, "open", fake_open)
         monkeypatch.setattr(Path, "read_bytes", fake_read)
     assert cli.main(["status", str(file.parent)]) == 2
     err = capsys.readouterr().err

@@ -92,7 +92,7 @@ HEAD = """\
 {written} {versions}. In milliseconds, each command in a process of its own, median of {times}, in turns.
 `launch` is of {overrides}: the whole pipeline,
 until it returns with everything submitted. The bar is {bar:.0f} times the import, without what Slurm's own commands
-take: what is asked before (partitions, devices), an sbatch for each job, the release when the chain is whole.
+take: what is asked before (partitions, devices), an sbatch for each job, whether all are there, the release.
 
 """
 

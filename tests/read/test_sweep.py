@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -219,13 +220,13 @@ def test_a_cancelled_sweep_that_is_new(tmp_path: Path) -> None:
 def test_a_point_that_waits_costs_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = make(tmp_path, 5, launcher=fake_run.alive())
     read: list[Path] = []
-    original = Path.read_text
+    original = os.open
 
-    def counted(path: Path, *args: Any, **more: Any) -> str:
-        read.append(path)
+    def counted(path: Any, *args: Any, **more: Any) -> int:
+        read.append(Path(path))
         return original(path, *args, **more)
 
-    monkeypatch.setattr(Path, "read_text", counted)
+    monkeypatch.setattr(os, "open", counted)
     sweep.read(home.path)
     assert {path.name for path in read if path.parent == home.point(4).path} == {"run.json"}
     assert not [path for path in read if home.point(4).path in path.parents and path.name != "run.json"]

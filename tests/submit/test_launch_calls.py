@@ -11,15 +11,15 @@ from tests.bench import launch, sweep
 from tests.conftest import environment
 
 
-def test_slurm_is_called_eight_times_for_a_whole_pipeline() -> None:
-    """Partitions, devices, an sbatch for each of five jobs, and one release when the chain is whole."""
+def test_slurm_is_called_nine_times_for_a_whole_pipeline() -> None:
+    """Partitions, devices, an sbatch for each of five jobs, whether all are there, and one release."""
     with sweep._without("a Slurm that only answers") as fake:
         here = launch.counting(fake, launch._path_of(fake))
         words = here.words([], here.runs / "launch")
         sweep._checked(here, [str(here.python), "-m", "pkuslurm.launch", *words])
         calls = [line.split()[0] for line in launch._lines(here.folder / "calls")]
-    assert Counter(calls) == {"sbatch": 5, "scontrol": 2, "sinfo": 1}
-    assert calls[:2] == ["scontrol", "sinfo"] and calls[-1] == "scontrol"
+    assert Counter(calls) == {"sbatch": 5, "scontrol": 2, "sinfo": 1, "squeue": 1}
+    assert calls[:2] == ["scontrol", "sinfo"] and calls[-2:] == ["squeue", "scontrol"]
 
 
 def test_a_launch_loads_neither_what_reads_runs_nor_what_it_does_not_submit_with(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests import conftest
 from tests.conftest import REPO, environment
 from tests.conftest import run as command
 
-OK = "import os; open(os.environ['ANSWERS'], 'w').write('{\"prompt\": \"a\"}\\n')"
+OK = 'import os; open(os.environ[\'ANSWERS\'], \'w\').write(\'{"prompt": "a", "tuned": "b"}\\n\')'
 SLEEP = "import subprocess, time; subprocess.Popen(['setsid', 'sleep', '977.25']); time.sleep(977.25)"
 DRIVER = """
 import sys
@@ -45,7 +45,7 @@ def make_run(path: Path, **scripts: str) -> RunDir:
     jobs = {}
     before: list[str] = []
     for kind, script in scripts.items():
-        answers = run.path / f"{kind}.jsonl"
+        answers = run.answers if kind == "infer" else run.path / f"{kind}.jsonl"
         expect = {"infer": {"file": str(answers), "lines": 1}, "report": {"file": str(answers)}}[kind]
         job = {
             "schema_version": 1,
@@ -60,7 +60,7 @@ def make_run(path: Path, **scripts: str) -> RunDir:
             "command": [sys.executable, "-c", script],
             "env": {"ANSWERS": str(answers), "PKUSLURM_TEST": str(run.path)},
             "unset": [],
-            "payload": {},
+            "payload": {"prompts": [{"prompt": "a"}]},
             "expect": expect,
         }
         write_json(run.job(kind), job)
