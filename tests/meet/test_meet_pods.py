@@ -87,9 +87,11 @@ def test_a_training_job_and_two_applications_five_seconds_apart(pods: list[Pod])
     assert left_in(shared) == ["job"] and left_in(shared / "job" / "runs") == [".cache", pairs[0].run.name]
 
 
-def test_a_partner_that_never_comes_and_a_folder_that_nobody_named(pods: list[Pod]) -> None:
+def test_one_application_alone_and_a_partner_that_never_comes_and_a_folder_that_nobody_named(pods: list[Pod]) -> None:
     alone = pods[0].launch("cluster.join_timeout=1")
     nowhere = pods[1].launch(shared=False)
+    one = pods[2].launch("nodes=1", TRAIN, shared=False, VC_GPU_NUM="1")
+    assert one.ended() == 0 and one.run.parent == pods[2].home / "work" / "runs", one.err
     assert alone.ended() == 2 and nowhere.ended() == 2
     last = alone.err.splitlines()[-1]
     assert "cluster.join_timeout=1: node 1 of 2 did not come" in last and "pod1 (10.99.0.1)" in last
