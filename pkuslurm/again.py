@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
 from pkuslurm.read import proof, pruned, report, status
-from pkuslurm.read.closing import closing
+from pkuslurm.read.closing import closing, show_model
 from pkuslurm.retry import renew, set_apart
 from pkuslurm.rundir import RunDir, read_json, write_json, write_text
 from pkuslurm.screen import Screen
-from pkuslurm.submit.local import check_owner, run_jobs
+from pkuslurm.submit.local import run_jobs
+from pkuslurm.submit.owner import check_owner
 from pkuslurm.worker import marker
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def again(run: RunDir, kind: str, settings: Sequence[str], force: bool) -> int:
         report.write(run.path)  # it shows the answers and proofs that have just changed
     elif complete:
         print(f"{run.run_id}: the earlier {kind} stays as it was", file=sys.stderr)
+    if code == 0 and kind == "merge":
+        show_model(run, status.read(run.path), sys.stderr)
     passed = closing(run, sys.stderr) if kind == "infer" and code == 0 else None
     print(run.path)
     return 1 if code == 0 and passed is False else code
@@ -145,6 +148,10 @@ class _Redo:
     def end(self, keep_old: bool) -> None:
         """``keep_old``: there was a complete result before, which a failed try must leave as it was."""
         if keep_old and self._aside.exists() and not self.run.done(self.kind).exists():
+            document = read_json(self.run.run_json) or {}
+            ours = json.loads(self.before.get(self.run.run_json, "{}")).get("launcher")
+            if document.get("launcher") not in (None, ours):
+                return  # somebody else has the run now (owner.Replaced)
             for file, text in self.before.items():
                 write_text(file, text)
             document = read_json(self.run.run_json) or {}

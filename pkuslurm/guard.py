@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -43,6 +44,9 @@ def guarded(command: Callable[[], int]) -> int:
                 "(or name cache_root and run_root, and no path with ~)",
                 file=sys.stderr,
             )
+            return 2
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(f"pkuslurm: {safe(error.filename)}: this name is too long for a file's", file=sys.stderr)
             return 2
         import tempfile
         import traceback

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pkuslurm import early  # noqa: F401  # before the slow imports
 from pkuslurm.compose import Composed, compose, compose_sweep, groups, show, told
 from pkuslurm.config.built import check_built
+from pkuslurm.config.schema import Config
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.guard import guarded
 from pkuslurm.paths import CONF, absolute
@@ -27,7 +28,8 @@ from pkuslurm.read.text import safe
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import dry_run_text, labelled
 from pkuslurm.rundir import RunDir, read_json
-from pkuslurm.submit.meet_where import Role, again, facts, platforms, role, screen, settings, settled
+from pkuslurm.submit.cards import counted
+from pkuslurm.submit.meet_where import Role, again, facts, placed, platforms, role, screen, settings
 from pkuslurm.submit.meet_where import place as meeting_place
 from pkuslurm.submit.write import create, make_root, new_run_id
 
@@ -73,14 +75,24 @@ def _main(argv: Sequence[str]) -> int:
         from pkuslurm.launch_sweep import inherited, launch_sweep
 
         typed = inherited(overrides, os.environ)
-        return launch_sweep(compose_sweep(typed, directories), typed, os.environ)
+        sweep = compose_sweep(typed, directories)
+        config = sweep.points[0].composed.config
+        # what is added to a sweep has its model and data
+        if config.sweep.extend is None and (found := _from_platform(config, typed)):
+            typed += found
+            sweep = compose_sweep(typed, directories)
+        return launch_sweep(sweep, typed, os.environ)
     composed = compose(overrides, directories)
-    if composed.config.cluster.executor == "meet" and (told := platforms(overrides, os.environ)):
-        composed = compose([*overrides, *told], directories)
+    if found := _from_platform(composed.config, overrides):
+        composed = compose([*overrides, *found], directories)
     if "cfg" in options:
         print(composed.yaml, end="")
         return 0
     return launch(composed, os.environ, overrides)
+
+
+def _from_platform(config: Config, typed: Sequence[str]) -> list[str]:
+    return platforms(typed, os.environ) if config.cluster.executor == "meet" else []
 
 
 def launch(composed: Composed, environ: Mapping[str, str], overrides: Sequence[str]) -> int:
@@ -91,15 +103,15 @@ def launch(composed: Composed, environ: Mapping[str, str], overrides: Sequence[s
     changed = {item.key for item in composed.settings}
     typed = [item.key for item in composed.settings if item.origin == "command line"]  # not a site's defaults.yaml
     check_built(config, sorted(changed), typed)
-    config = settled(config, changed, environ)
+    config = counted(placed(config, changed, environ), environ)
     if config.sweep.extend is not None:
         raise PkuslurmError(f"sweep.extend={config.sweep.extend}: points are added by a sweep; write launch -m …")
     steps = plan(config)
     meets = config.cluster.executor == "meet"
-    own = role(environ, config.nodes) if meets else Role()
+    own = role(environ, config.nodes, config.cluster.nproc_per_node or 1) if meets else Role()
     place = meeting_place(config, changed, own, environ) if meets and config.nodes > 1 else None
     if meets and config.nodes > 1 and place is None and not config.dry_run:
-        print(screen(overrides, config.nodes, environ), end="", file=sys.stderr)
+        print(screen(overrides, config.nodes, config.cluster.join_timeout, environ), end="", file=sys.stderr)
         return 2
     inputs = resolve(config, environ, lenient=config.dry_run)
     if meets:
@@ -139,7 +151,7 @@ def _meet(steps: RunPlan, place: Path, own: Role, overrides: Sequence[str], work
     made = not place.is_dir()
     try:
         make_root(place, 0o750 if config.access == "group" else 0o700)
-        file = folder(place) / f"{own.key}.json"
+        file = folder(place, "cluster.meet" if config.cluster.meet is not None else "run_root") / f"{own.key}.json"
         same, timeout = settings(overrides, config), float(config.cluster.join_timeout)
         return together(file, own, config.nodes, same, again(overrides), timeout, work)
     except OSError as error:
@@ -163,7 +175,6 @@ def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
 
 
 def _run_here(steps: RunPlan, run: RunDir, nodes: Nodes | None) -> int:
-    from pkuslurm.reach import form
     from pkuslurm.read.closing import closing
     from pkuslurm.screen import Screen
     from pkuslurm.submit.local import NotBegun, run_jobs
@@ -175,8 +186,6 @@ def _run_here(steps: RunPlan, run: RunDir, nodes: Nodes | None) -> int:
         raise PartlySubmitted(f"{error}; the run is written: make room, then `pkuslurm retry {run.run_id}`") from None
     with suppress(OSError):
         passed = closing(run, sys.stderr)
-        if steps.config.cluster.executor == "meet" and code == 0 and run.merged.is_dir():
-            print(f"NextChat {safe(form(run.merged))}", file=sys.stderr)
         if code == 0 and passed is False:
             code = 1
     with suppress(OSError):

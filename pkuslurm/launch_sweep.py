@@ -32,7 +32,7 @@ from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import labelled
 from pkuslurm.rundir import SHARED, read_json
 from pkuslurm.submit.alone import alone
-from pkuslurm.submit.local import launcher_of
+from pkuslurm.submit.owner import launcher_of
 from pkuslurm.submit.write import new_run_id, run_json
 from pkuslurm.submit.write_sweep import Member, NewShare, SweepFiles, add, create, sweep_head
 from pkuslurm.sweep import follow, not_all, run_here, submitted

@@ -16,12 +16,13 @@ from pkuslurm.paths import absolute
 from pkuslurm.plan.chains import asks
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import RunPlan, plan
-from pkuslurm.preflight.notes import Seen
 from pkuslurm.preflight.resolve import check_machine, resolve
+from pkuslurm.preflight.seen import Seen
 from pkuslurm.preflight.slurm import check_login_node, check_slurm
 from pkuslurm.render.render import RunFiles, render
 from pkuslurm.rundir import ANY_POINT, RunDir
-from pkuslurm.submit.meet_where import settled
+from pkuslurm.submit.cards import counted
+from pkuslurm.submit.meet_where import placed
 from pkuslurm.sweepdir import SweepDir
 
 # What of a configuration decides what comes of it: points that differ in the rest alone are the same.
@@ -75,7 +76,7 @@ def _ready(point: SweepPoint, home: SweepDir, environ: Mapping[str, str], seen: 
             "-m: on cluster=scow each point of a sweep works on one node, and meets nobody; write nodes=1 and leave "
             "cluster.meet out (run_root says where the sweep goes)"
         )
-    config = settled(config, {"run_root", "cache_root"}, environ)
+    config = counted(placed(config, {"run_root", "cache_root"}, environ), environ)
     whole = plan(config)
     steps = RunPlan(config, tuple(job for job in whole.jobs if job.kind != "report"))  # the sweep has one for all
     inputs = resolve(config, environ, lenient=config.dry_run, seen=seen)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pkuslurm.read.closing import form
 from pkuslurm.read.endpoint import Endpoint
 from pkuslurm.read.text import aligned, safe
 from pkuslurm.worker.network import is_loopback
@@ -94,11 +95,6 @@ def lines(endpoint: Endpoint, key_file: Path, merged: Path, run_id: str, here: H
     if any(here.environ.get(name) for name in SCOW):
         rows.append(("SCOW NextChat", form(merged)))
     return [safe(line) for line in aligned(rows)]
-
-
-def form(merged: Path) -> str:
-    """What is filled into the form of PKU's NextChat application."""
-    return f"挂载点 {merged}   环境变量 SCOW_AI_MODEL_PATH={merged}   1 张卡 (mount point, variable, one card)"
 
 
 def _openai(url: str, key: str, host: str) -> str:

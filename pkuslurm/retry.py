@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import sweep as reading
@@ -16,14 +16,13 @@ from pkuslurm.read.report import sweep_page
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.screen import Screen
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
-from pkuslurm.submit.local import Nodes, check_owner, launcher_of, run_jobs
+from pkuslurm.submit.local import Nodes, run_jobs
+from pkuslurm.submit.owner import check_idle, check_owner, launcher_of
 from pkuslurm.sweepdir import check_settled, load, save, sweep_of
 from pkuslurm.sweepdir import document as read_document
+from pkuslurm.worker import beats
 
-if TYPE_CHECKING:
-    from pkuslurm.slurm.parse import Row
-
-# for so long the nodes of a run without a scheduler wait for each other
+# cluster.join_timeout of a run whose config.yaml does not say it
 JOIN_SECONDS = 600.0
 
 
@@ -36,25 +35,36 @@ def retry(run: RunDir) -> int:
     document = read_document(run)
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    kinds = open_kinds(run, document["jobs"])
-    if run.is_point and "prepare" in kinds:
-        sweep = run.path.parent.name
-        raise PkuslurmError(f"{run.run_id}: its prepare is done for several points: pkuslurm retry {sweep}")
+    kinds = _open(run, document["jobs"])
     if (home := sweep_of(run)) is not None and launcher_of(RunDir(home.path), load(home) or {}) is not None:
         raise PkuslurmError(f"{run.run_id}: its sweep is still running; wait, or cancel it first")
-    if not kinds:
-        print(f"{run.run_id}: every job is complete; nothing to do", file=sys.stderr)
+    if not kinds or document.get("executor") == "slurm":
+        if kinds:
+            _send_again(run)
+        else:
+            _nothing(run)
         print(run.path)
         return 0
-    if document.get("executor") == "slurm":
-        return _on_slurm(run, kinds)
     nodes = max(document["jobs"][kind].get("num_nodes", 1) for kind in kinds)
     return _together(run, kinds, nodes) if document.get("executor") == "meet" else _here(run, kinds)
 
 
 def go_on(run: RunDir) -> None:
     """The same for who follows a run on Slurm: nothing is printed to stdout."""
-    _send_again(run, open_kinds(run, (read_document(run) or {"jobs": {}})["jobs"]))
+    _send_again(run)
+
+
+def _open(run: RunDir, jobs: Mapping[str, Any]) -> list[str]:
+    """Raises PkuslurmError where that is not the run's alone."""
+    kinds = open_kinds(run, jobs)
+    if run.is_point and "prepare" in kinds:
+        sweep = run.path.parent.name
+        raise PkuslurmError(f"{run.run_id}: its prepare is done for several points: pkuslurm retry {sweep}")
+    return kinds
+
+
+def _nothing(run: RunDir) -> None:
+    print(f"{run.run_id}: every job is complete; nothing to do", file=sys.stderr)
 
 
 def _together(run: RunDir, kinds: list[str], nodes: int) -> int:
@@ -62,15 +72,29 @@ def _together(run: RunDir, kinds: list[str], nodes: int) -> int:
     from pkuslurm.submit.meet import say, together
     from pkuslurm.submit.meet_where import again, role
 
-    own = role(os.environ, nodes) if nodes > 1 else None
-    if own is None:
+    if nodes == 1:
         if (os.environ.get("NODE_RANK") or os.environ.get("RANK") or "0") != "0":
             say(f"{run.run_id}: what is left of it is done by node 0 alone")
             return 0
         return _here(run, kinds)
-    command = again(["retry", run.run_id], "pkuslurm")
+    # before half a minute, or a partner that never comes, is waited for
+    check_idle(run, read_document(run) or {}, beats.GLANCE_SECONDS)
+    ranks = max((read_json(run.job(kind)) or {}).get("nproc_per_node") or 1 for kind in kinds)
+    own = role(os.environ, nodes, ranks)
+    command = again(["retry", str(run.path)], "pkuslurm")
     same = ("retry", run.run_id, *kinds)
-    return together(run.meeting, own, nodes, same, command, JOIN_SECONDS, lambda there: _here(run, kinds, there))
+    return together(run.meeting, own, nodes, same, command, _join_seconds(run), lambda there: _here(run, kinds, there))
+
+
+def _join_seconds(run: RunDir) -> float:
+    """For so long the nodes of a run without a scheduler wait for each other: cluster.join_timeout, as launched."""
+    import yaml
+
+    try:
+        cluster = yaml.safe_load(run.config_yaml.read_text(encoding="utf-8"))["cluster"]
+        return float(cluster["join_timeout"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return JOIN_SECONDS
 
 
 def _here(run: RunDir, kinds: list[str], nodes: Nodes | None = None) -> int:
@@ -88,37 +112,36 @@ def _here(run: RunDir, kinds: list[str], nodes: Nodes | None = None) -> int:
     return 1 if code == 0 and passed is False else code
 
 
-def _on_slurm(run: RunDir, kinds: list[str]) -> int:
-    _send_again(run, kinds)
-    print(run.path)
-    return 0
-
-
-def _send_again(run: RunDir, kinds: list[str]) -> None:
+def _send_again(run: RunDir) -> None:
     from pkuslurm.slurm import commands
     from pkuslurm.submit import queue, slurm
     from pkuslurm.submit.alone import alone
 
     with alone(run) as document:
         jobs = document["jobs"]
-        unsent = [kind for kind in kinds if jobs[kind].get("job_id") is None]
+        unsent = {kind for kind, entry in jobs.items() if entry.get("job_id") is None}
         queue.adopt(document)
         living = queue.there(document)
-        # complete, and Slurm wants to start it again (its node went away as it ended), or holds it
+        # not before: what ends while Slurm is asked would be open and no more there, as if Slurm had lost it
+        kinds = _open(run, jobs)
+        if not kinds:
+            return _nothing(run)
+        # complete, and Slurm wants to start it again (its node went away as it ended), or holds it; other points wait
+        # for what is shared
         needed = {living[kind].job_id for kind in kinds if kind in living}  # of a pack it is the same one
         idle = [
             kind
             for kind, row in living.items()
-            if row.state == "PENDING" and not (kind in kinds or row.job_id in needed)
+            if row.state == "PENDING" and not (kind in kinds or row.job_id in needed) and run.home(kind) == run
         ]
-        orphans = _orphans(jobs, kinds, living, idle)
+        orphans = queue.orphans(jobs, kinds, living, idle)
         there = {kind: row for kind, row in living.items() if kind in kinds and kind not in orphans}
         again = [kind for kind in kinds if kind not in there]
         packed = bool((read_json(run.job(kinds[0])) or {}).get("request", {}).get("pack"))
         for kind, row in there.items():
             # also what was let go and the controller forgot that, and what a bad node has sent back
             jobs[kind]["held"] = bool(jobs[kind].get("held")) or row.held
-        if there and not unsent and not any(jobs[kind].get("held") for kind in kinds):
+        if there and not unsent.intersection(kinds) and not any(jobs[kind].get("held") for kind in kinds):
             names = ", ".join(f"{kind} ({row.job_id})" for kind, row in there.items())
             raise PkuslurmError(f"{run.run_id}: {names} still waits or runs; let it end, or cancel it first")
         commands.cancel(living[kind].job_id for kind in (*orphans, *idle))
@@ -131,20 +154,6 @@ def _send_again(run: RunDir, kinds: list[str]) -> None:
         write_json(run.run_json, document)
         slurm.send(run, document, kinds)
     print(f"{run.run_id}: submitted {', '.join(again) or 'nothing new'}", file=sys.stderr)
-
-
-def _orphans(
-    jobs: Mapping[str, Any], kinds: Sequence[str], living: Mapping[str, Row], idle: Sequence[str]
-) -> list[str]:
-    """Those that wait for a job of ``kinds`` that is no more: it failed, or Slurm has lost it and may have given its id
-    to another; or for one of ``idle``, which is about to be taken away. ``jobs`` are in the order of the chain."""
-    gone = [*idle, *(kind for kind in kinds if kind not in living and jobs[kind].get("asked"))]
-    found: list[str] = []
-    for kind, entry in jobs.items():
-        waits = kind in living and living[kind].state == "PENDING"
-        if waits and any(parent in (*gone, *found) for parent in entry.get("parents") or ()):
-            found.append(kind)
-    return found
 
 
 def set_apart(run: RunDir, document: dict[str, Any], kinds: Sequence[str]) -> None:

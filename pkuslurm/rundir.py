@@ -185,24 +185,26 @@ def _replace(path: Path, text: str) -> None:
 def write_last_word(path: Path, value: object) -> None:
     """``write_json``; on a full disk into the room that the file has already, so that an end can still be told.
 
-    Only there a reader may, for a moment, see no whole object. Raises OSError as ``write_text`` does.
+    Only there a reader may, for a moment, see no whole object. What a newer attempt has put there
+    meanwhile stays. Raises OSError as ``write_text`` does.
     """
     try:
         write_json(path, value)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _into_its_room(path, value):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not into_its_room(path, value):
             raise
 
 
-def _into_its_room(path: Path, value: object) -> bool:
+def into_its_room(path: Path, value: object) -> bool:
+    """Write ``value`` over what is in ``path``, where that needs no new block of the disk; whether it could be."""
     data = json.dumps(value, ensure_ascii=False).encode()
     try:
-        handle = os.open(path, os.O_WRONLY)
+        handle = os.open(path, os.O_RDWR)
     except OSError:
         return False
     try:
         known = os.fstat(handle)
-        if len(data) > known.st_blocks * 512:
+        if len(data) > known.st_blocks * 512 or _newer(os.pread(handle, known.st_size, 0), value):
             return False
         data += b" " * (known.st_size - len(data))  # not cut: after a crash in between it would be torn
         written = os.pwrite(handle, data, 0)
@@ -212,6 +214,20 @@ def _into_its_room(path: Path, value: object) -> bool:
     finally:
         os.close(handle)
     return written == len(data)
+
+
+def _newer(there: bytes, value: object) -> bool:
+    """Whether what lies there is another attempt's, which has come since it was looked at. An older one's may go."""
+    try:
+        known = json.loads(there)
+    except ValueError:
+        return False
+    if not isinstance(known, dict) or not isinstance(value, dict):
+        return False
+    theirs, ours = ((one.get("attempt"), one.get("job_id")) for one in (known, value))
+    if not isinstance(theirs[0], int) or not isinstance(ours[0], int):
+        return False
+    return theirs[0] > ours[0] or (theirs[0] == ours[0] and theirs[1] != ours[1])
 
 
 def file_mode(folder: Path) -> int:

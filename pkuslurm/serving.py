@@ -33,7 +33,8 @@ from pkuslurm.render.render import render_serve
 from pkuslurm.retry import renew, set_apart
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.submit.attempt_numbers import next_attempt
-from pkuslurm.submit.local import check_owner, launcher_of, run_jobs
+from pkuslurm.submit.local import run_jobs
+from pkuslurm.submit.owner import check_owner, launcher_of
 from pkuslurm.worker import marker
 
 KIND = "serve"

@@ -27,7 +27,7 @@ from pkuslurm.rundir import SHARED
 from pkuslurm.submit import queue
 from pkuslurm.submit.alone import alone, check_original, check_place
 from pkuslurm.submit.attempt_numbers import once_more
-from pkuslurm.submit.local import check_owner
+from pkuslurm.submit.owner import check_owner
 from pkuslurm.sweepdir import SweepDir, load, save
 
 # so many looks in a row at which nothing is told, before it is given up: a controller may be away for a while
@@ -154,7 +154,7 @@ def go_on(home: SweepDir, room: int | None = None) -> list[Chain]:
             return []
         adopt(home, sweep)
         there = living(home, sweep)
-        settle(home, sweep, there)
+        there = settle(home, sweep, there, again=room is None)
         todo = wanted(home, sweep, there, fresh=room is not None)
         if sweep.get("cancelled"):
             sweep["cancelled"] = None

@@ -115,7 +115,7 @@ def _logs(run: RunDir, arguments: argparse.Namespace) -> int:
 
 def _cancel(run: RunDir, arguments: argparse.Namespace) -> int:
     from pkuslurm.submit.alone import check_original
-    from pkuslurm.submit.local import check_owner
+    from pkuslurm.submit.owner import check_owner
 
     check_owner(run)
     check_original(run)
@@ -124,7 +124,7 @@ def _cancel(run: RunDir, arguments: argparse.Namespace) -> int:
     elif run.is_point:
         from pkuslurm.submit.local_sweep import cancel_point as cancel
     else:
-        from pkuslurm.submit.local import cancel
+        from pkuslurm.submit.owner import cancel
 
     served = endpoint.read(run, status.read(run.path).jobs) is not None
     cancelled = cancel(run)

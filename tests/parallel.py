@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 # fixture → the folders whose tests may use it. Also the order: what takes longest begins first.
 TOGETHER = {
     "slurm": ("tests/cluster/", "tests/faults/"),  # one cluster, which a test may break
-    "demo": ("tests/e2e/", "tests/payload/test_prefork.py"),  # one trained run
-    "cables": ("tests/meet/",),  # one network of pods
+    "demo": ("tests/e2e/", "tests/payload/test_prefork.py", "tests/meet/"),  # one trained run, one tiny model
     "overlay": ("tests/llamafactory_094/",),  # one environment, which is installed first
 }
 LONG = ("tests/payload/", "tests/serve/")

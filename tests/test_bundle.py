@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ensurepip
+import errno
 import os
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -23,14 +25,22 @@ from tests.standin_run import standin
 OURS = ("hydra", "submitit", "cloudpickle", "pkuslurm", "_pkuslurm", "__editable__")
 
 
-def image(place: Path, hidden: tuple[str, ...] = OURS, pip: bool = False) -> Path:
+@pytest.fixture(scope="module")
+def pip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pip, as ensurepip would unpack it."""
+    place = tmp_path_factory.mktemp("pip")
+    (wheel,) = Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(place)
+    return place
+
+
+def image(place: Path, hidden: tuple[str, ...] = OURS, pip: Path | None = None) -> Path:
     """The python of an environment that has what this one has, without ``hidden``."""
     venv.create(place, symlinks=True)
     (packages,) = place.glob("lib/python3.*/site-packages")
-    if pip:  # as ensurepip would unpack it
-        (wheel,) = Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")
-        with zipfile.ZipFile(wheel) as packed:
-            packed.extractall(packages)
+    for entry in pip.iterdir() if pip else ():
+        (packages / entry.name).symlink_to(entry)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if not entry.name.startswith((*hidden, "pip", "__pycache__")) and not (packages / entry.name).exists():
             (packages / entry.name).symlink_to(entry)
@@ -49,8 +59,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def surroundings(home: Path, **more: str) -> dict[str, str]:
+    """Without our sources; bytecode is written, so that each module is compiled once."""
+    env = environment(home)
+    return {name: value for name, value in env.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")} | more
+
+
 def ask(python: Path, home: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    env = environment(home, **more)
+    env = surroundings(home, **more)
     return subprocess.run([str(python), *words], cwd=home, env=env, capture_output=True, encoding="utf-8")
 
 
@@ -59,8 +75,6 @@ def test_a_run_in_an_image_by_the_bundle(bundle: Path, tmp_path: Path, weird: Pa
     python = image(tmp_path / "image")
     more = {"PYTHONPATH": str(bundle), "PKUSLURM_CACHE": str(weird / "cache"), "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
     assert "No module named 'hydra'" in ask(python, weird, "-c", "import hydra", **more).stderr
-    dry = ask(python, weird, "-m", "pkuslurm.launch", "dry_run=true", "nodes=2", **more)
-    assert dry.returncode == 0 and str(bundle / "pkuslurm" / "conf") in dry.stdout, dry.stderr
     words = ("here=true", "nodes=2", "cluster.accelerator=cpu", f"cluster.python={standin(tmp_path)}")
     ran = ask(python, weird, "-m", "pkuslurm.launch", *words, **more)
     assert ran.returncode == 0, ran.stderr
@@ -109,18 +123,41 @@ def test_yaml_without_its_compiled_part(bundle: Path, tmp_path: Path) -> None:
         hidden=(*OURS, "omegaconf", "antlr4", "yaml", "_yaml", "PyYAML", "pyyaml", "rich", "llamafactory"),
     )
     dry = ask(python, tmp_path, "-m", "pkuslurm.launch", "dry_run=true", PYTHONPATH=str(bundle))
-    assert dry.returncode == 0, dry.stderr
+    assert dry.returncode == 0 and str(bundle / "pkuslurm" / "conf") in dry.stdout, dry.stderr
     told = "import pkuslurm, yaml; print(yaml.__with_libyaml__, yaml.__file__)"
     assert ask(python, tmp_path, "-c", told, PYTHONPATH=str(bundle)).stdout.startswith(f"False {bundle}")
 
 
-@pytest.mark.parametrize(("folder", "words"), [("", "which folder?"), ("taken", "is no bundle"), ("file", "is a file")])
+REFUSED = [("", "which folder?"), ("taken", "is no bundle"), ("file", "is a file"), ("file/x", "Not a directory")]
+
+
+@pytest.mark.parametrize(("folder", "words"), [*REFUSED, ("/proc/nope", "No such file")])
 def test_a_folder_that_is_not_right_is_refused(folder: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "taken" / "pkuslurm").mkdir(parents=True)
     (tmp_path / "file").touch()
     given = str(tmp_path / folder) if folder else ""
     made = subprocess.run([sys.executable, str(REPO / ".ci" / "bundle"), given], capture_output=True, text=True)
     assert made.returncode == 2 and words in made.stderr and len(made.stderr.splitlines()) == 1
+
+
+def test_the_old_bundle_stays_where_the_new_one_cannot_get_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = runpy.run_path(str(REPO / ".ci" / "bundle"))
+    (tmp_path / "pkuslurm" / "_bundled").mkdir(parents=True)
+    rename = Path.rename
+
+    def fails(path: Path, to: Path) -> Path:
+        if path.name == ".pkuslurm.new":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    monkeypatch.setattr(sys, "argv", ["bundle", str(tmp_path)])
+    assert program["main"]() == 2 and capsys.readouterr().err.count("\n") == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pkuslurm"] and (
+        tmp_path / "pkuslurm" / "_bundled"
+    ).is_dir()
 
 
 def test_an_old_python_is_told_so(tmp_path: Path) -> None:
@@ -145,30 +182,27 @@ def checkout(place: Path) -> Path:
     return place
 
 
-def test_make_setup_in_an_image_installs_over_it(tmp_path: Path) -> None:
+def test_make_setup_in_an_image_installs_over_it(pip: Path, tmp_path: Path) -> None:
     """With an index that does not answer: nothing is wanted of it, since all is there."""
-    python = image(tmp_path / "image", hidden=("pkuslurm", "_pkuslurm", "__editable__"), pip=True)
+    python = image(tmp_path / "image", hidden=("pkuslurm", "_pkuslurm", "__editable__"), pip=pip)
     place = checkout(tmp_path / "a clone")
-    env = environment(tmp_path, PYTHON=str(python), PIP_INDEX_URL="http://127.0.0.1:9/", PIP_RETRIES="0")
-    env.pop("PYTHONPATH")
+    env = surroundings(tmp_path, PYTHON=str(python), PIP_INDEX_URL="http://127.0.0.1:9/", PIP_RETRIES="0")
     for _ in range(2):
         made = subprocess.run([".ci/setup", "train"], cwd=place, env=env, capture_output=True, encoding="utf-8")
         assert made.returncode == 0, made.stderr
     assert not made.stderr  # a second time nothing is to do
-    there = (
-        "import importlib.metadata as m, pkuslurm, llamafactory.extras.env as e; print(pkuslurm.__file__, e.VERSION)"
-    )
+    there = "import importlib.util as u, pkuslurm, yaml; from importlib.metadata import version as v\n"
+    there += "print(pkuslurm.__file__, v('llamafactory'), bool(u.find_spec('llamafactory').origin))"
     told = subprocess.run([".venv/bin/python", "-c", there], cwd=place, env=env, capture_output=True, text=True)
-    assert told.stdout.startswith(f"{place}/pkuslurm") and "0.9." in told.stdout, told.stderr
+    assert told.stdout.startswith(f"{place}/pkuslurm") and "0.9." in told.stdout and "True" in told.stdout, told.stderr
     (above,) = (place / ".venv").glob("lib/python3.*/site-packages")
     assert [entry.name for entry in above.iterdir()] == ["pkuslurm-and-the-image.pth"]
 
 
-def test_what_would_change_the_image_is_not_installed(tmp_path: Path) -> None:
-    python = image(tmp_path / "image", pip=True)
+def test_what_would_change_the_image_is_not_installed(pip: Path, tmp_path: Path) -> None:
+    python = image(tmp_path / "image", pip=pip)
     place = checkout(tmp_path / "clone")
-    env = environment(tmp_path, PYTHON=str(python), PIP_INDEX_URL="http://127.0.0.1:9/", PIP_RETRIES="0")
-    env.pop("PYTHONPATH")
+    env = surroundings(tmp_path, PYTHON=str(python), PIP_INDEX_URL="http://127.0.0.1:9/", PIP_RETRIES="0")
     made = subprocess.run([".ci/setup", "train"], cwd=place, env=env, capture_output=True, encoding="utf-8")
     assert made.returncode == 2 and "make bundle DIR=" in made.stderr and not (place / ".venv").exists()
 
@@ -178,6 +212,7 @@ PIP = """\
 [ "$1 $2" = "config list" ] && cat <<'END'
 global.index-url='https://mirror.example/simple'
 :env:.index-url='https://me:secret@near.example/simple'
+global.trusted-host='far.example'
 install.trusted-host='near.example'
 global.extra-index-url='\\nhttps://a.example/simple\\nhttps://b.example/simple'
 END

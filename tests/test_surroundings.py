@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import subprocess
@@ -64,6 +65,17 @@ def test_a_home_that_cannot_be_written(
     capsys.readouterr()
     assert cli.main(["fetch", "Qwen/Qwen3-0.6B"]) == 2
     assert "/proc/nobody/.cache/pkuslurm/models/Qwen" in capsys.readouterr().err
+
+
+def test_a_value_longer_than_a_files_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = json.dumps({"a": "x" * 300})
+    assert launch.main([f"train.accelerator_config='{text}'", "dry_run=true"]) == 0, "JSON is taken, too"
+    assert text in capsys.readouterr().out
+    assert launch.main([f"infer.prompts={'x' * 300}", "dry_run=true"]) == 2
+    assert (err := capsys.readouterr().err).endswith("x: this name is too long for a file's\n") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LANG": "POSIX"}, {}, {"LC_ALL": "zh_CN.GB18030"}], ids=str)

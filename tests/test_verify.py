@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +94,13 @@ def test_what_is_half_made_is_seen_though_its_hash_agrees(
     run = made.copied(tmp_path)
     signed(run, kind, name, content)
     assert verify.problems(run), "a worker that marks such a thing would be found out"
+
+
+def test_a_folder_in_which_nothing_is_proved_is_no_good_one(tmp_path: Path) -> None:
+    (tmp_path / "done").mkdir()
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        done = subprocess.run([sys.executable, verify.__file__, folder], capture_output=True, text=True)
+        assert done.returncode == 1 and "no job of it has a marker" in done.stdout, done
 
 
 def test_what_tests_are_told_is_looked_into(made: Made, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""from_yaml and merge --from-yaml as commands: what a dry run shows, what is refused, and two runs to their ends."""
+"""from_yaml and merge --from-yaml as commands: what a dry run shows, what is refused, and a run to its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from pkuslurm.launch import main
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
-from tests.conftest import Demo, environment, run
+from tests.conftest import environment, run
 from tests.e2e import models
 
 ROW = {"instruction": "问", "input": "", "output": "答"}
@@ -150,7 +150,7 @@ def test_an_export_that_would_overwrite_is_refused(place: Path, capsys: pytest.C
 
 
 @pytest.mark.real
-def test_a_full_fine_tune_of_a_yaml_is_asked_where_it_lies(weird: Path, cache: Path) -> None:
+def test_a_full_fine_tune_of_a_yaml_is_asked_where_it_lies(weird: Path) -> None:
     models.llama(weird / "m")
     data(weird / "d")
     given = {
@@ -162,7 +162,7 @@ def test_a_full_fine_tune_of_a_yaml_is_asked_where_it_lies(weird: Path, cache: P
     }
     given |= {"eval_dataset": "held", "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1, "seed": 7}
     (weird / "我的.yaml").write_text(yaml.safe_dump(BASE | given, allow_unicode=True), encoding="utf-8")
-    ended = run(["from_yaml=我的.yaml", "infer.max_new_tokens=4"], weird, environment(weird, PKUSLURM_CACHE=str(cache)))
+    ended = run(["from_yaml=我的.yaml", "infer.max_new_tokens=4"], weird, environment(weird))
     assert ended.code == 0, ended.err
     one = RunDir(Path(ended.last))
     assert not one.merged.exists() and one.whole_model == one.adapter and f"model    {one.adapter}" in ended.err
@@ -173,22 +173,3 @@ def test_a_full_fine_tune_of_a_yaml_is_asked_where_it_lies(weird: Path, cache: P
     assert len([entry for entry in log if "eval_loss" in entry]) >= 2
     settings = (read_json(one.run_json) or {})["settings"]
     assert {"key": "train.seed", "value": 7, "default": 42, "origin": "我的.yaml"} in settings
-
-
-@pytest.mark.real
-def test_an_export_yaml_is_merged_and_proved(demo: Demo, tmp_path: Path) -> None:
-    made = yaml.safe_load(RunDir(demo.path).merge_yaml.read_text(encoding="utf-8"))
-    keys = ("model_name_or_path", "adapter_name_or_path", "template")
-    text = yaml.safe_dump({key: made[key] for key in keys} | {"export_dir": "出 口/merged", "finetuning_type": "lora"})
-    (tmp_path / "my.yaml").write_text(text, encoding="utf-8")
-    words = ["merge", "--from-yaml", "my.yaml", "run_root=runs"]
-    ended = run(words, tmp_path, environment(tmp_path), module="pkuslurm")
-    assert ended.code == 0, ended.err
-    folder, where = ended.out.splitlines()
-    assert folder == str(tmp_path / "出 口" / "merged") and RunDir(Path(where)).merged.resolve() == Path(folder)
-    for file in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (Path(folder) / file).read_bytes() == (RunDir(demo.path).merged / file).read_bytes()
-    again = run(words, tmp_path, environment(tmp_path), module="pkuslurm")
-    assert again.code == 2 and "it is not empty, and nothing is overwritten" in again.err
-    forced = run(["merge", where, "--force"], tmp_path, environment(tmp_path), module="pkuslurm")
-    assert forced.code == 0, "what the run has made itself it may make again"

@@ -27,7 +27,8 @@ def problems(run: Path, kinds: Sequence[str] | None = None, content: bool = True
 
     ``content``: look also into the artifacts, which in a made-up run are no more than files of a size and a hash.
     """
-    kinds = _marked(run) if kinds is None else kinds
+    if kinds is None and not (kinds := _marked(run)):
+        return [f"{run}: no job of it has a marker (of a sweep, name a point)"]
     return [f"{run}: {kind}: {problem}" for kind in kinds for problem in _job(_home(run, kind), kind, content)]
 
 
@@ -252,6 +253,8 @@ def terminal(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("usage: python tests/verify.py RUN …")
     wrong = [problem for argument in sys.argv[1:] for problem in problems(Path(argument).absolute())]
     print("\n".join(wrong) or "nothing is wrong")
     sys.exit(1 if wrong else 0)

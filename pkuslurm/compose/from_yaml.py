@@ -42,6 +42,8 @@ _MEGATRON = re.compile(
     r"\w+_model_parallel_size|context_parallel_size|sequence_parallel|moe_\w+|recompute_\w+|\w+_fusion|"
     r"use_distributed_optimizer|overlap_\w+|virtual_pipeline_\w+|account_for_\w+|export_hf_on_finish"
 )
+# Of lists and mappings in each other; LLaMA-Factory's own examples have four.
+_DEPTH = 30
 # LLaMA-Factory hands these to open() and to transformers, neither of which knows ~.
 _PATHS = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "media_dir", "deepspeed", "export_dir")
 
@@ -93,15 +95,35 @@ def _read(name: str) -> dict[str, Any]:
         content = json.loads(text) if file.suffix == ".json" else yaml.load(text, Loader=presets.yaml_loader())
     except yaml.YAMLError as error:
         raise PkuslurmError(f"{KEY}={presets.not_yaml(error, name)}") from None
-    except ValueError as error:
-        raise PkuslurmError(f"{KEY}={name}: it is not JSON ({error})") from None
+    except RecursionError:
+        raise PkuslurmError(f"{KEY}={name}: it is nested too deeply for arguments of LLaMA-Factory's") from None
+    except (ValueError, LookupError, AttributeError) as error:  # the last two: PyYAML's, of !!bool x and !!timestamp x
+        wrong = f"JSON ({error})" if file.suffix == ".json" else "YAML (a value is not of the type !!… before it)"
+        raise PkuslurmError(f"{KEY}={name}: it is not {wrong}") from None
     if not isinstance(content, dict) or not content:
         what = "nothing" if content in (None, {}) else "a list" if isinstance(content, list) else "one text"
         raise PkuslurmError(f"{KEY}={name}: it holds {what}; LLaMA-Factory's arguments are wanted, key: value")
     odd = next((key for key in content if not isinstance(key, str)), None)
     if odd is not None:
         raise PkuslurmError(f"{KEY}={name}: {show(odd)} is no key of LLaMA-Factory's")
+    for key, value in content.items():
+        if not _is_plain(value):
+            wanted = "a text, a number, true, false, null, or a list or mapping of them"
+            raise PkuslurmError(f"{KEY}={name}: {key}={show(value)}: {wanted} is wanted")
     return content
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether ``value`` can be written down again: no set, no bytes, no half character, nothing that holds itself."""
+    if depth > _DEPTH:
+        return False
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int | float) and _is_plain(item, depth + 1) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_is_plain(item, depth + 1) for item in value)
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return value is None or isinstance(value, int | float)
 
 
 class _Mapped:

@@ -16,7 +16,7 @@ def cannot_run(config: Config) -> str | None:
         return None
     if config.train.get("do_train") is False:
         does = [key for key in ("do_eval", "do_predict") if train.get(key)]
-        what = f"only {' and '.join(does)}" if does else "it trains nothing"
+        what = f"only {' and '.join(does)}" if does else "nothing"
         way = "pipeline=infer asks a model questions, train.do_train=true trains"
         return f"train.do_train=false: LLaMA-Factory would do {what}, which is no run of ours; {way}"
     ray = next((key for key in train if key in RAY or (key.startswith("ray_") and key != "ray_scope")), None)

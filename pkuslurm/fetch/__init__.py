@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.fetch import place
-from pkuslurm.fetch.choose import INDEX, check_names, texts, weights
+from pkuslurm.fetch.choose import INDEX, RECORD, check_names, is_code, texts, weights
 from pkuslurm.fetch.download import Folder, fetch_all
 from pkuslurm.fetch.hubs import RemoteFile, address, hub_of, listing, page
 from pkuslurm.fetch.progress import Progress
@@ -28,6 +28,9 @@ from pkuslurm.paths import absolute
 from pkuslurm.preflight.modelfiles import read_object
 from pkuslurm.preflight.models import HUB_ID, aliases, check_model, find_model
 from pkuslurm.read.text import safe, size
+
+# What else the hubs have pages of.
+_NO_MODELS = ("datasets/", "spaces/", "studios/", "collections/", "papers/", "docs/")
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,11 @@ class Wanted:
     revision: str | None
     target: Path
     code: bool
+    options: tuple[str, ...] = ()  # as they were typed, but for --code
 
     @property
     def command(self) -> str:
-        return f"{shlex.quote(sys.executable)} -m pkuslurm fetch {self.model}"
+        return shlex.join([sys.executable, "-m", "pkuslurm", "fetch", self.model, *self.options])
 
 
 def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -54,14 +58,18 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     chosen = arguments.to is not None
     cache_root = "" if chosen else _cache_root()
     target = Path(absolute(arguments.to)) if chosen else place.home_of(model, cache_root, environ)
-    wanted = Wanted(hub, model, arguments.revision, target, arguments.code)
+    given = {"--from": source, "--revision": arguments.revision, "--to": str(target) if chosen else None}
+    options = tuple(word for name, value in given.items() if value is not None for word in (name, value))
+    wanted = Wanted(hub, model, arguments.revision, target, arguments.code, options)
     if not chosen and arguments.revision is None and not arguments.code and (found := _there(model, cache_root)):
         _say(f"{model} is there already")
         print(found)
         return 0
-    _check_target(target)
+    whole = _is_whole(target)
+    if whole and not arguments.code:
+        raise PkuslurmError(f"{target}: a model is there already; remove it, or give another folder: --to DIR")
     try:
-        fetch(wanted)
+        (fetch_code if whole else fetch)(wanted)
     except Unreachable as problem:
         for line in place.without_network(hub, model, target, problem):
             _say(line)
@@ -76,11 +84,14 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _named(given: str, source: str | None) -> tuple[str, str | None]:
     """The hub id, and the hub where a page's address was given. A preset's name stands for its model."""
-    if found := re.match(r"(https?://[^/]+)/(?:models/)?([\w.-]+/[\w.-]+)", given):
-        # the page of Hugging Face itself; its mirror is named by HF_ENDPOINT or --from
-        known = {"huggingface.co": "huggingface", "modelscope.cn": "modelscope", "www.modelscope.cn": "modelscope"}
-        return found[2], source or known.get(urlsplit(found[1]).netloc, found[1])
-    if HUB_ID.fullmatch(given) and not given.startswith((".", "-", "/")) and "/." not in given:
+    if found := re.match(r"(https?://[^/?#]+)/(?:models/)?([^/?#]+/[^/?#]+)", given):
+        if found[2].startswith(_NO_MODELS):
+            raise PkuslurmError(f"fetch {given}: this is no model's page; only models are fetched")
+        if _is_id(found[2]):
+            # the page of Hugging Face itself; its mirror is named by HF_ENDPOINT or --from
+            known = {"huggingface.co": "huggingface", "modelscope.cn": "modelscope", "www.modelscope.cn": "modelscope"}
+            return found[2], source or known.get(urlsplit(found[1]).netloc, found[1])
+    if _is_id(given):
         return given, source
     if re.fullmatch(r"[\w.-]+", given):
         from pkuslurm.compose import compose, groups
@@ -92,6 +103,11 @@ def _named(given: str, source: str | None) -> tuple[str, str | None]:
     raise PkuslurmError(
         f"fetch {given}: a model's id is wanted, OWNER/NAME, such as Qwen/Qwen3-0.6B, or its page's address"
     )
+
+
+def _is_id(text: str) -> bool:
+    """OWNER/NAME, which leads into a folder and never out of one."""
+    return HUB_ID.fullmatch(text) is not None and not text.startswith((".", "-", "/")) and "/." not in text
 
 
 def _cache_root() -> str:
@@ -113,26 +129,23 @@ def _there(model: str, cache_root: str) -> Path | None:
     return found
 
 
-def _check_target(target: Path) -> None:
+def _is_whole(target: Path) -> bool:
+    """Whether a model is there already. Raises PkuslurmError where something else is."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
+        return False
     try:
         check_model(target)
     except PkuslurmError as problem:
         raise PkuslurmError(
             f"{target}: it is no whole model ({problem}); remove it, or give another: --to DIR"
         ) from None
-    raise PkuslurmError(f"{target}: a model is there already; remove it, or give another folder: --to DIR")
+    return True
 
 
 def fetch(wanted: Wanted) -> None:
     """The files into the working folder, checked; then that gets the model's name."""
     hub, model = wanted.hub, wanted.model
-    try:
-        revision, files = listing(hub, model, wanted.revision)
-    except Missing as problem:
-        raise PkuslurmError(_missing(wanted, problem)) from None
-    check_names(files)
+    revision, files = _listed(wanted, wanted.revision)
     if not any(file.path == "config.json" for file in files):
         _weights(wanted, files, None)  # says what is there instead
         raise PkuslurmError(f"{model}: {page(hub, model)} has no config.json: no model in Hugging Face's form")
@@ -158,6 +171,35 @@ def fetch(wanted: Wanted) -> None:
         except Unreachable as problem:
             raise PkuslurmError(f"{problem}; fetch again later, it goes on from where it stands") from None
         _finish(work, folder, chosen, wanted)
+
+
+def fetch_code(wanted: Wanted) -> None:
+    """What is missing of the code of a model that is there: of the same revision; what is there stays as it is."""
+    hub, model, target = wanted.hub, wanted.model, wanted.target
+    known = read_object(target / RECORD)
+    same = known.get("revision") if known.get("hub") == hub.endpoint else None
+    revision, files = _listed(wanted, wanted.revision or same)
+    if same is not None and revision != same:
+        raise PkuslurmError(f"{target}: the model there is revision {same}, not {revision}; give another: --to DIR")
+    missing = [file for file in files if is_code(file) and not os.path.lexists(target / file.path)]
+    if not missing:
+        _say(f"{model}: all code that {hub.host} has for it is there")
+        return
+    with place.alone(target):
+        _say(f"{model} from {hub.host}: {', '.join(file.path for file in missing)}, into {target}")
+        folder = Folder(target, known or {"model": model, "hub": hub.endpoint, "revision": revision})
+        total = sum(file.size for file in missing)
+        fetch_all(hub, missing, lambda file: address(hub, model, revision, file.path), folder, Progress(total, 0))
+
+
+def _listed(wanted: Wanted, revision: str | None) -> tuple[str, list[RemoteFile]]:
+    """The revision and its files, by names that stay in the model's folder."""
+    try:
+        found, files = listing(wanted.hub, wanted.model, revision)
+    except Missing as problem:
+        raise PkuslurmError(_missing(wanted, problem)) from None
+    check_names(files)
+    return found, files
 
 
 def _weights(wanted: Wanted, files: Sequence[RemoteFile], index: Mapping[str, Any] | None) -> list[RemoteFile]:

@@ -34,7 +34,11 @@ def check_names(files: Sequence[RemoteFile]) -> None:
 
 def texts(files: Sequence[RemoteFile], code: bool) -> list[RemoteFile]:
     """All but the weights; ``code``: *.py too."""
-    return [file for file in files if _readable(file.path) or (code and file.path.endswith(".py"))]
+    return [file for file in files if _readable(file.path) or (code and is_code(file))]
+
+
+def is_code(file: RemoteFile) -> bool:
+    return file.path.endswith(".py")
 
 
 def weights(files: Sequence[RemoteFile], index: Mapping[str, Any] | None) -> list[RemoteFile]:

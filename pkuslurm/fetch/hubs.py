@@ -58,7 +58,12 @@ def hub_of(source: str | None, environ: Mapping[str, str]) -> Hub:
 
 
 def _url(text: str) -> str:
-    return (text if "://" in text else f"https://{text}").rstrip("/")
+    url = (text if "://" in text else f"https://{text}").rstrip("/")
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        raise PkuslurmError(f"{text}: no hub can have this address ({error})") from None
+    return url
 
 
 def listing(hub: Hub, model: str, revision: str | None) -> tuple[str, list[RemoteFile]]:
@@ -90,8 +95,8 @@ def _of_modelscope(hub: Hub, model: str, revision: str) -> tuple[str, list[Remot
         raise PkuslurmError(f"{hub.host}: {model} has more files than it lists; try --from huggingface")
     return revision, [
         _file(hub, row, row.get("Path"), row.get("Size"), sha256=row.get("Sha256"))
-        for row in rows
-        if isinstance(row, dict) and row.get("Type") != "tree"
+        for row in _objects(hub, rows)
+        if row.get("Type") != "tree"
     ]
 
 
@@ -105,14 +110,20 @@ def _of_hugging_face(hub: Hub, model: str, revision: str) -> tuple[str, list[Rem
     files: list[RemoteFile] = []
     while query is not None:
         rows, headers = get_json(hub, f"{root}/tree/{commit}?{urlencode(query)}")
-        for row in rows if isinstance(rows, list) else []:
+        for row in _objects(hub, rows):
             if row.get("type") == "file":
-                large = row.get("lfs") or {}
+                large = row["lfs"] if isinstance(row.get("lfs"), dict) else {}
                 blob = None if large else row.get("oid")
                 size = large.get("size", row.get("size"))
                 files.append(_file(hub, row, row.get("path"), size, sha256=large.get("oid"), blob=blob))
         query = _next(headers.get("Link"))
     return commit, files
+
+
+def _objects(hub: Hub, rows: Any) -> list[dict[str, Any]]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise PkuslurmError(f"{hub.host}: it lists something else than files, {str(rows)[:200]}")
+    return rows
 
 
 def _next(link: str | None) -> dict[str, str] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.fetch.web import Hub, Unreachable
+from pkuslurm.preflight.nearest import existing
 from pkuslurm.read.text import size
 
 _SPARE = 200_000_000  # beside the model: what others write meanwhile
@@ -22,7 +23,7 @@ _SPARE = 200_000_000  # beside the model: what others write meanwhile
 def home_of(model: str, cache_root: str, environ: Mapping[str, str]) -> Path:
     """``$PKUSLURM_MODELS/OWNER/NAME`` where that may be written, else in the cache; launch looks in both."""
     given = environ.get("PKUSLURM_MODELS")
-    if given and os.access(_existing(Path(given).absolute()), os.W_OK | os.X_OK):
+    if given and os.access(existing(Path(given).absolute()), os.W_OK | os.X_OK):
         return Path(given).absolute() / model
     return Path(cache_root) / "models" / model
 
@@ -72,7 +73,7 @@ def _same(handle: int, path: Path) -> bool:
 
 def check_room(folder: Path, needed: int) -> None:
     """Raise PkuslurmError unless ``needed`` bytes more go there. A quota is not known beforehand."""
-    free = shutil.disk_usage(_existing(folder)).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < needed + _SPARE:
         raise PkuslurmError(
             f"{folder}: {size(free)} are free, {size(needed + _SPARE)} are needed; make room, or give another "
@@ -100,9 +101,3 @@ def without_network(hub: Hub, model: str, target: Path, problem: Unreachable) ->
         f"  there      pkuslurm fetch {model}{source} --to {name}     (without pkuslurm: {theirs})",
         f"  there      rsync -a --partial --progress {name}/ {other}",
     ]
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path

@@ -63,7 +63,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http"):
-            raise URLError(f"it leads to {after.scheme}://{after.netloc}, which is not safe")
+            fp.close()
+            raise PkuslurmError(f"{before.netloc}: it leads to {after.scheme}://{after.netloc}, which is not safe")
         if new is not None and (before.scheme, before.netloc) != (after.scheme, after.netloc):
             for name in ("Authorization", "Cookie"):
                 new.remove_header(name)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 PACKAGE = "pkuslurm_payload"
@@ -40,10 +41,15 @@ def main(argv: list[str]) -> None:
         importlib.import_module(f"{PACKAGE}.{kind}").main(job)
     except Exception as error:
         if words := files.no_room(error):
+            traceback.print_exc()
             # of a copy the second one is what was written
-            names = getattr(error, "filename2", None), getattr(error, "filename", None)
-            place = names[0] or names[1] or f"{job['run_dir']}, or the cache"
-            files.refuse(f"{kind}: {place}: {words}; make room, then retry")
+            place = getattr(error, "filename2", None) or getattr(error, "filename", None)
+            # words alone may be of any disk: NCCL's are of /dev/shm
+            places = (job["run_dir"], job.get("payload", {}).get("cache_root"))
+            lacks = (f"{lack} ({error})" for one in places if one and (lack := files.lack(one)))
+            if told := f"{place}: {words}" if place else next(lacks, None):
+                files.refuse(f"{kind}: {told}; make room, then retry")
+            raise SystemExit(1) from None
         raise
 
 

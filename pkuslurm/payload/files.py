@@ -116,6 +116,19 @@ def no_room(error: BaseException) -> str | None:
     return None
 
 
+def lack(folder: str | os.PathLike[str]) -> str | None:
+    """``<folder>: No space left on device``, or another such reason; None: it takes more. By trying, since no number
+    tells a quota."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))  # what filled a disk may have left some bytes of it
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}"
+    return None
+
+
 def refuse(message: str) -> NoReturn:
     """End with code 2: a mistake of the user's, in one line that the worker hands on as the reason."""
     print(f"pkuslurm: {' '.join(message.split())}", file=sys.stderr, flush=True)

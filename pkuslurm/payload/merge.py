@@ -74,9 +74,11 @@ def main(job: dict[str, Any]) -> None:
             source = Path(adapter or args.get("model_name_or_path") or base)
             facts = _copy(source, base, temporary, trust, seconds)
         facts["bytes"] = open_files(temporary)
-        swap(temporary, merged)
-        if link is not None and not link.is_symlink():
-            link.symlink_to(merged)
+        if link is None:
+            swap(temporary, merged)
+        else:
+            _check_free(merged, link)  # hours may have passed
+            _swap_linked(temporary, merged, link)
     except Unequal as error:
         print(f"pkuslurm: merged: {error}; nothing was put in place", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
@@ -88,8 +90,30 @@ def main(job: dict[str, Any]) -> None:
 
 def _check_free(merged: Path, link: Path) -> None:
     """A folder that is not the run's own is written to once: what lies there is ours only where the run's link is."""
-    if not link.is_symlink() and merged.exists() and any(merged.iterdir()):
+    if not _links(link, merged) and merged.exists() and any(merged.iterdir()):
         refuse(f"merge.export_dir={merged}: it is not empty, and nothing is overwritten; name a new folder")
+
+
+def _links(link: Path, merged: Path) -> bool:
+    return link.is_symlink() and link.readlink() == merged
+
+
+def _swap_linked(temporary: Path, merged: Path, link: Path) -> None:
+    """The link comes first: killed after the swap without it, what lies there would be taken for somebody else's."""
+    before = link.readlink() if link.is_symlink() else None
+    _link(link, merged)
+    try:
+        swap(temporary, merged)
+    except BaseException:
+        _link(link, before)
+        raise
+
+
+def _link(link: Path, target: Path | None) -> None:
+    if link.is_symlink():
+        link.unlink()
+    if target is not None:
+        link.symlink_to(target)
 
 
 def _merge(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+
+from .files import no_room
 
 # a process for each processor; beyond a few the disk is what is waited for
 MOST = 8
 
 
 class Failed(Exception):
-    """What the first share that failed said."""
+    """What a share that failed said."""
 
 
 def in_shares(work: Callable[[], Iterable[Callable[[], None]]]) -> None:
@@ -25,18 +28,22 @@ def in_shares(work: Callable[[], Iterable[Callable[[], None]]]) -> None:
             one()
         return
     ends = [_start(work, number, count) for number in range(count)]
-    said = []
+    failed: list[Exception] = []
     for process, pipe in ends:
         with os.fdopen(pipe, "rb") as stream:
-            said.append(stream.read().decode("utf-8", "replace"))
+            said = stream.read().decode("utf-8", "replace")
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        if code and not said[-1]:
-            said[-1] = f"0 a process ended with {code}"
-    if text := next(filter(None, said), None):
-        number, _, words = text.partition(" ")
-        if number != "0":
-            raise OSError(int(number), os.strerror(int(number)))
-        raise Failed(words)
+        if said:
+            failed.append(_error(*json.loads(said)))
+        elif code:
+            failed.append(Failed(f"a process ended with {code}"))
+    if failed:
+        # of a full disk one share tells, another of what that has led to
+        raise next(filter(no_room, failed), failed[0])
+
+
+def _error(number: int | None, words: str, name: str | None) -> Exception:
+    return Failed(words) if number is None else OSError(number, words, name)
 
 
 def _start(work: Callable[[], Iterable[Callable[[], None]]], number: int, count: int) -> tuple[int, int]:
@@ -54,9 +61,11 @@ def _start(work: Callable[[], Iterable[Callable[[], None]]], number: int, count:
         else:
             code = 0
     except Exception as error:
-        number = (error.errno if isinstance(error, OSError) else None) or 0
-        words = " ".join(str(error).split()) or type(error).__name__
-        os.write(write, f"{number} {words}".encode("utf-8", "replace")[:4000])
+        errno, words, name = None, str(error), None
+        if isinstance(error, OSError):
+            errno, words, name = error.errno, error.strerror or words, error.filename2 or error.filename
+        words = " ".join(words.split())[:1000] or type(error).__name__
+        os.write(write, json.dumps([errno, words, None if name is None else str(name)]).encode())
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,4 +1,4 @@
-"""Of a path that is not there: how far it goes, and what lies there instead."""
+"""Of a path that is not there: how far it goes, and what lies there instead. Reads only."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def nearest_to(path: Path) -> str:
             first = "" if missing == path else f"; {missing} is missing already"
             return first + (f"; did you mean {near[0]}?" if near else "")
     return ""
+
+
+def existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that is there. ``path`` is absolute."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

@@ -1,4 +1,4 @@
-"""What is said before anything starts, and what has been looked at already. Starts and writes nothing."""
+"""What is said before anything starts, and what of it a dry run forgives."""
 
 from __future__ import annotations
 
@@ -10,28 +10,9 @@ from typing import TypeVar
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
 from pkuslurm.preflight.datasets import NotHere
+from pkuslurm.preflight.seen import Seen
 
 T = TypeVar("T")
-
-
-class Seen:
-    """What has been looked at already: the points of a sweep read the same model and the same data."""
-
-    def __init__(self) -> None:
-        self._answers: dict[str, object] = {}
-
-    def once(self, look: Callable[..., T], *about: object) -> T:
-        """``look(*about)``, or what it gave or refused before."""
-        key = f"{look.__qualname__}{about!r}"
-        if key not in self._answers:
-            try:
-                self._answers[key] = look(*about)
-            except PkuslurmError as problem:
-                self._answers[key] = problem
-        answer = self._answers[key]
-        if isinstance(answer, PkuslurmError):
-            raise answer
-        return answer  # type: ignore[return-value]  # what look returned under this key
 
 
 @dataclass

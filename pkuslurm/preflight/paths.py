@@ -6,6 +6,7 @@ A job starts in its run's directory, so a relative path is made absolute here, f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def train_paths(train: Mapping[str, Any], environ: Mapping[str, str]) -> dict[st
             found[key] = ",".join(_model(f"train.{key}", name.strip(), environ) for name in value.split(","))
     for key in _FILES:
         value = train.get(key)
-        if isinstance(value, str) and Path(value).expanduser().exists():
+        if isinstance(value, str) and _is_there(value):
             found[key] = absolute(value)
     return found
 
@@ -57,6 +58,13 @@ def empty_folder(key: str, path: str | None) -> None:
         raise PkuslurmError(f"{key}={path}: there is a file of this name; name a new folder")
     if any(folder.iterdir()):
         raise PkuslurmError(f"{key}={path}: it is not empty, and nothing is overwritten; name a new folder")
+
+
+def _is_there(value: str) -> bool:
+    """Whether ``value`` is a path; some of these keys take JSON as well."""
+    with suppress(OSError, RuntimeError):  # too long for a file's name; ~ without HOME
+        return Path(value).expanduser().exists()
+    return False
 
 
 def _model(key: str, name: str, environ: Mapping[str, str]) -> str:

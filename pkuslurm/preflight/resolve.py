@@ -28,10 +28,11 @@ from pkuslurm.preflight.estimate import estimate, saving
 from pkuslurm.preflight.llamafactory import check_deepspeed, look
 from pkuslurm.preflight.modelfiles import read_object
 from pkuslurm.preflight.models import check_model, find_model, where_looked
-from pkuslurm.preflight.nearest import nearest_to
-from pkuslurm.preflight.notes import Notes, Seen
+from pkuslurm.preflight.nearest import existing, nearest_to
+from pkuslurm.preflight.notes import Notes
 from pkuslurm.preflight.paths import adapters, empty_folder, train_paths
 from pkuslurm.preflight.prompts import prompts_of
+from pkuslurm.preflight.seen import Seen
 from pkuslurm.preflight.slurm import check_scheduler, site_notes
 from pkuslurm.preflight.templates import check_template, choose_template
 from pkuslurm.render.containers import PYTHON
@@ -177,7 +178,7 @@ def check_machine(config: Config, inputs: Inputs) -> None:
             raise PkuslurmError(f"{key}={folder}: LLaMA-Factory splits paths at commas; give a folder without one")
     need = SMALL_BYTES + inputs.disk_bytes
     for key, folder in (("run_root", config.run_root), ("cache_root", config.cache_root)):
-        there = _nearest_existing(Path(folder).expanduser().absolute())
+        there = existing(Path(folder).expanduser().absolute())
         if not there.is_dir():
             raise PkuslurmError(f"{key}={folder}: {there} is no folder; give a folder of your own")
         if not os.access(there, os.W_OK | os.X_OK):
@@ -255,9 +256,3 @@ def _folder(key: str, path: str | None) -> str | None:
     if not folder.is_dir():
         raise PkuslurmError(f"{key}={path}: there is no such folder")
     return str(folder)
-
-
-def _nearest_existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path

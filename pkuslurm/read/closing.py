@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import TextIO
 
 from pkuslurm.read import present, rules, status
@@ -22,13 +23,27 @@ def closing(run: RunDir, stream: TextIO) -> bool | None:
     print(file=stream)
     if run.report.exists():
         print(f"report   {present.safe(run.report)}", file=stream)
-    if (model := run.whole_model) is not None and now.state == "COMPLETED":
-        print(f"model    {present.safe(model)}", file=stream)
+    show_model(run, now, stream)
     if now.passed is False:
         print("passed   NO: not every answer is as infer.expect wants it (exit code 1)", file=stream)
     for name, command in _next(run, now):
         print(f"{name:<8} {command}", file=stream)
     return now.passed
+
+
+def show_model(run: RunDir, now: status.RunStatus, stream: TextIO) -> None:
+    """Where the model is that can be used as it is, and what PKU's platform is told to answer with it."""
+    model = run.whole_model
+    if model is None or now.state != "COMPLETED":
+        return
+    print(f"model    {present.safe(model)}", file=stream)
+    if now.document.get("executor") == "meet":
+        print(f"NextChat {present.safe(form(model))}", file=stream)
+
+
+def form(model: Path) -> str:
+    """What is filled into the form of PKU's NextChat application."""
+    return f"挂载点 {model}   环境变量 SCOW_AI_MODEL_PATH={model}   1 张卡 (mount point, variable, one card)"
 
 
 def _next(run: RunDir, now: status.RunStatus) -> list[tuple[str, str]]:

@@ -228,7 +228,7 @@ class Reader:
                 damaged=seen is None and self._damaged(kind),
                 marked=marked,
                 doubt=doubt,
-                worker=living.process(state, self.host),
+                worker=living.worker(state, self.document, self.launcher, self.host),
                 launcher=self.launcher,
                 cancelled=bool(self.document.get("cancelled"))
                 or any(other.get("state") == "CANCELLED" for other in self.states.values()),

@@ -24,6 +24,16 @@ def process(named: object, host: str) -> bool | None:
     return processes.alive(pid, start)
 
 
+def worker(state: Mapping[str, Any], document: Mapping[str, Any], launched: bool | None, host: str) -> bool | None:
+    """Whether the worker that wrote ``state`` runs; gone where its launcher (``launched``: see below), on the same
+    machine, is proved dead."""
+    known = process(state, host)
+    named = document.get("launcher")
+    if known is None and launched is False and isinstance(named, Mapping) and named.get("meeting"):
+        return False if named.get("host") == state.get("host") else None
+    return known
+
+
 def launcher(document: Mapping[str, Any], host: str) -> bool | None:
     """Whether the process that runs the jobs is there. It takes its name out of run.json when it has ended."""
     named = document.get("launcher")

@@ -27,7 +27,10 @@ ASKED_SECONDS = 10.0
 LIFT_SECONDS = 5.0
 RELEASE_TRIES, RELEASE_PAUSE = 3, 3.0  # more of them, seconds between them
 UNKNOWN_ID = "Invalid job id specified"
-_GONE = re.compile(rf"{UNKNOWN_ID}|already (finished|completed|completing)|no longer pending", re.IGNORECASE)
+# of an array of which some have ended, the others' line may come last
+_GONE = re.compile(
+    rf"{UNKNOWN_ID}|already (finished|completed|completing)|no longer pending|: No error$", re.IGNORECASE
+)
 # without it sacct tells, in some of its forms, of nothing before midnight
 SINCE = "2000-01-01"
 # so many ids to a command line: Linux takes 128 kB for one argument

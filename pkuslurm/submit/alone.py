@@ -11,7 +11,7 @@ from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, read_json
-from pkuslurm.submit.local import check_owner
+from pkuslurm.submit.owner import check_owner
 from pkuslurm.sweepdir import SweepDir, is_sweep, load, sweep_of
 from pkuslurm.sweepdir import document as read_document
 

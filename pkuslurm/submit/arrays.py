@@ -22,7 +22,7 @@ from pkuslurm.submit import identity, slurm
 from pkuslurm.submit.attempt_numbers import once_more
 from pkuslurm.submit.slurm import Array, Full, Refused, Submission, hand_in
 from pkuslurm.submit.sweep_queue import Living
-from pkuslurm.sweepdir import SweepDir, save, share_of
+from pkuslurm.sweepdir import SweepDir, save, share_of, unfinished
 from pkuslurm.worker import marker, unpack
 
 # of which no more than cluster.array_parallelism work at once
@@ -79,9 +79,10 @@ def send(home: SweepDir, sweep: dict[str, Any], wanted: Sequence[Chain], there: 
             save(home, sweep)
         while todo and not left:
             left = _fit(sending, todo)
-        if not left:
-            _report(sending, there)
-        identity.check_there(job for group in sending.begun for job in group["jobs"].values())
+        report = [] if left else _report(sending, there)
+        # also of what an earlier launcher has submitted, and did not live to let go
+        held = [job for group in sending.groups if unfinished(group) for job in group["jobs"].values()]
+        identity.check_there([*held, *report])
         _release(sending)
     except (PkuslurmError, OSError, KeyboardInterrupt) as error:
         if isinstance(error, Refused) and _take_back(sending, sending.begun):
@@ -239,13 +240,14 @@ def _share_id(sending: _Sending, number: int) -> str | None:
     raise PkuslurmError(f"{run.path}: its prepare was not submitted")
 
 
-def _report(sending: _Sending, there: Sequence[Living]) -> None:
-    """The sweep's own last job, after all that waits or runs; one that waits for less than that makes room."""
+def _report(sending: _Sending, there: Sequence[Living]) -> list[dict[str, Any]]:
+    """The sweep's own last job, after all that waits or runs; one that waits for less than that makes room. What was
+    submitted."""
     entry: dict[str, Any] = sending.sweep["jobs"]["report"]
     waiting = [one.job_id for one in there if one.kind == "report" and one.member == ""]
     complete = marker.doubt(sending.home.own, sending.home.sweep_id, "report") is None
     if not sending.begun and not entry.get("owed") and (waiting or complete):
-        return
+        return []
     if entry.get("job_id"):
         commands.cancel(waiting)
         entry.setdefault("earlier", []).append({name: entry.get(name) for name in ("job_id", "key", "first_attempt")})
@@ -263,9 +265,10 @@ def _report(sending: _Sending, there: Sequence[Living]) -> None:
     except Full:
         entry.update(asked=None)  # the points go on; whoever comes next owes it
         save(sending.home, sending.sweep)
-        return
+        return []
     entry["owed"] = False
     save(sending.home, sending.sweep)
+    return [entry]
 
 
 def _release(sending: _Sending) -> None:

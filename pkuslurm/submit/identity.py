@@ -21,15 +21,18 @@ def find(key: str) -> str | None:
     """The job or array called ``key``; None: Slurm has none. Raises PkuslurmError where the controller does not say."""
     absent = False
     while True:
-        answer = _answered(lambda: commands.by_name(key))
-        # what was taken back before it began may have had the same name
-        rows = [row for row in answer.rows.values() if row.state != "CANCELLED" or row.nodes]
-        if rows:
-            return min(rows, key=lambda row: row.state not in ALIVE).job_id.partition("_")[0]
-        if absent:
-            return None
+        job_id = named(_answered(lambda: commands.by_name(key)))
+        if job_id is not None or absent:
+            return job_id
         absent = True
         time.sleep(ABSENT_SECONDS)
+
+
+def named(answer: commands.Answer) -> str | None:
+    """Which of the jobs or arrays of one name, as Slurm has told them, is the one that is meant."""
+    # what was taken back before it began may have had the same name
+    rows = [row for row in answer.rows.values() if row.state != "CANCELLED" or row.nodes]
+    return min(rows, key=lambda row: row.state not in ALIVE).job_id.partition("_")[0] if rows else None
 
 
 def _answered(question: Callable[[], commands.Answer]) -> commands.Answer:

@@ -23,11 +23,14 @@ from typing import Any, Protocol
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.render.render import worker_command
 from pkuslurm.rundir import RunDir, file_mode, read_json, write_json, write_last_word
-from pkuslurm.submit.meeting import PATIENCE, Host, ask_to_cancel
+from pkuslurm.submit import meeting, owner
+from pkuslurm.submit.meeting import Host
 from pkuslurm.submit.setup import setup_lines
-from pkuslurm.worker import beats, processes
+from pkuslurm.worker import network, processes
 
 POLL_SECONDS = 0.1
+# so often a launcher that others may take for dead looks whether the run is still its own
+OURS_SECONDS = 1.0
 # A worker ends its tree with TERM, then KILL after 3 s; it gets time for both.
 STOP_SECONDS = 15.0
 
@@ -80,7 +83,9 @@ class Nodes:
 
     def start(self, run: RunDir, kind: str, job: Mapping[str, Any], job_id: str) -> Sequence[Worker]:
         """The workers of the job, in rank order."""
-        meets = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if job["nodes"] > 1 else {}
+        meets = {}
+        if job["nodes"] > 1:  # two runs side by side get two ports
+            meets = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(network.free_port(os.getpid()))}
         return [start_worker(run, kind, job_id, rank, meets) for rank in range(job["nodes"])]
 
     def look(self, cancel: Cancel) -> None:
@@ -103,26 +108,22 @@ def run_jobs(
     """Run ``kinds`` in order; 0, 1 (a job failed) or 130 (cancelled). Every job has a final state afterwards.
 
     ``begin`` is called once the run is ours alone; ``nodes``: here, unless something else is said. Raises PkuslurmError
-    where somebody else runs it, or where its directory cannot be written.
+    where somebody else runs it (owner.Replaced: has taken it over), or where its directory cannot be written.
     """
     try:
-        with signals() as cancel, _seen(run, nodes) as nodes:
+        with signals() as cancel, _seen(run, nodes, cancel) as nodes:
             return _run_jobs(run, kinds, watcher, begin, nodes, cancel)
     except OSError as error:
         raise NotBegun(_words(error, run)) from None  # of a job, or after one, it is that job's failure
 
 
 @contextmanager
-def _seen(run: RunDir, nodes: Nodes | None) -> Iterator[Nodes]:
+def _seen(run: RunDir, nodes: Nodes | None, cancel: Cancel) -> Iterator[Nodes]:
     """``nodes``, else this machine; where the run has no scheduler, so that other machines see that it is at work."""
     if nodes is not None or (read_json(run.run_json) or {}).get("executor") != "meet":
         yield nodes or Nodes()
         return
-    document = read_json(run.run_json) or {}
-    claim(run, document)  # else the file of whoever is at it would be lost
-    if document.get("launcher") is not None:
-        write_json(run.run_json, document | {"launcher": None})  # it is dead: that took half a minute to find out
-    host = Host.alone(run.meeting)
+    host = meeting.alone(run.meeting, lambda: cancel.number is not None)
     try:
         yield Nodes(host)
     finally:
@@ -136,11 +137,8 @@ def _words(error: OSError, run: RunDir) -> str:
 def _run_jobs(
     run: RunDir, kinds: Sequence[str], watcher: Watcher, begin: Callable[[], None], nodes: Nodes, cancel: Cancel
 ) -> int:
-    document = read_json(run.run_json)
-    if document is None or not isinstance(document.get("jobs"), dict):
-        raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    document["launcher"] = claim(run, document) | (nodes.host.launcher if nodes.host is not None else {})
-    write_json(run.run_json, document)
+    document = owner.take(run, nodes.host.launcher if nodes.host is not None else {})
+    launcher = document["launcher"]
     if nodes.host is not None:
         nodes.host.post.say(run=str(run.path))
     begin()
@@ -171,7 +169,8 @@ def _run_jobs(
         document["launcher"] = None
         with_versions(run, document)
         try:
-            write_json(run.run_json, document)
+            if owner.is_ours(run, launcher):
+                write_json(run.run_json, document)
         except OSError as error:
             print(f"pkuslurm: {_words(error, run)}", file=sys.stderr)  # the jobs have ended as they have
     if cancel.number is not None:
@@ -184,81 +183,6 @@ def with_versions(run: RunDir, document: dict[str, Any]) -> None:
     for kind, entry in document["jobs"].items():
         if seen := (read_json(run.state(kind)) or {}).get("versions"):
             entry["versions"] = seen
-
-
-def cancel(run: RunDir, seconds: float = 60.0) -> bool:
-    """Ask the process that runs ``run`` to cancel it, and wait until it is gone. False: nobody runs it here."""
-    return cancel_launcher(run, run.run_json, seconds)
-
-
-def cancel_launcher(run: RunDir, file: Path, seconds: float) -> bool:
-    """The same of whoever ``file`` names; of a sweep that is its sweep.json."""
-    check_owner(run)  # another user's files could name any process of ours
-    known = (read_json(file) or {}).get("launcher")
-    if (meeting := _elsewhere(known)) is not None:
-        return _cancel_elsewhere(run, *meeting, seconds)
-    running = launcher_of(run, read_json(file) or {})
-    if running is None:
-        return False
-    pid, start = running
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + seconds
-    while processes.alive(pid, start):
-        if time.monotonic() > deadline:
-            raise PkuslurmError(f"{run.run_id}: pid {pid} was told to stop {seconds:.0f} s ago and still runs")
-        time.sleep(POLL_SECONDS)
-    return True
-
-
-def _elsewhere(launcher: object) -> tuple[Path, str] | None:
-    """The file, and the nonce, of whoever runs it on another machine, where one can be asked through a file."""
-    if not isinstance(launcher, dict) or launcher.get("host") == socket.gethostname() or not launcher.get("meeting"):
-        return None
-    return Path(str(launcher["meeting"])), str(launcher.get("nonce"))
-
-
-def _cancel_elsewhere(run: RunDir, file: Path, nonce: str, seconds: float) -> bool:
-    if beats.alive(file, nonce, PATIENCE["running"]) is not True:
-        return False
-    ask_to_cancel(file, nonce)
-    deadline = time.monotonic() + seconds
-    while (read_json(run.run_json) or {}).get("launcher") is not None:
-        if time.monotonic() > deadline:
-            raise PkuslurmError(f"{run.run_id}: its launcher was asked to stop {seconds:.0f} s ago and still runs")
-        time.sleep(POLL_SECONDS)
-    return True
-
-
-def check_owner(run: RunDir) -> None:
-    """Raise PkuslurmError unless the run is this user's: what another's files say is never executed or signalled."""
-    if run.path.stat().st_uid != os.getuid():
-        raise PkuslurmError(f"{run.run_id}: it belongs to another user, who alone can run or cancel its jobs")
-
-
-def launcher_of(run: RunDir, document: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Pid and start of the process that runs it here; None: nobody. Raises PkuslurmError if on another host."""
-    known = document.get("launcher")
-    if not isinstance(known, dict):
-        return None
-    if (meeting := _elsewhere(known)) is not None:
-        if beats.alive(*meeting, PATIENCE["running"]) is not True:
-            return None
-        raise PkuslurmError(f"{run.run_id}: it is at work on {known.get('host')}; wait, or cancel it first")
-    if known.get("host") != socket.gethostname():
-        raise PkuslurmError(f"{run.run_id}: it is run on {known.get('host')}; go there to see to it")
-    pid, start = known.get("pid"), known.get("pid_start")
-    alive = isinstance(pid, int) and isinstance(start, int) and processes.alive(pid, start)
-    return (pid, start) if alive and pid and start else None
-
-
-def claim(run: RunDir, document: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be said of this process where it is told who runs ``run``; refused while somebody else does."""
-    if (running := launcher_of(run, document)) is not None:
-        raise PkuslurmError(f"{run.run_id}: it is still running (pid {running[0]}); wait, or cancel it first")
-    own = processes.look(os.getpid())
-    if own is None:
-        raise PkuslurmError("/proc cannot be read: without it nothing that a run starts could be found again")
-    return {"host": socket.gethostname(), "pid": own.pid, "pid_start": own.start}
 
 
 def state_of(run: RunDir, kind: str) -> dict[str, Any]:
@@ -295,16 +219,29 @@ def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: Cancel, w
     # serve is no part of what was launched
     entry = {"key": job.get("key"), "parents": job.get("parents") or [], "num_nodes": job["nodes"]}
     document["jobs"].setdefault(kind, entry).update(job_id=job_id, first_attempt=job["first_attempt"])
+    owner.check_ours(run, document["launcher"])
     write_json(run.run_json, document)
     workers = nodes.start(run, kind, job, job_id)
     watcher.started(kind)
 
+    looked = time.monotonic()
+
     def tick() -> None:
+        nonlocal looked
+        if nodes.host is not None and time.monotonic() - looked > OURS_SECONDS:
+            looked = time.monotonic()
+            owner.check_ours(run, document["launcher"])
         nodes.look(cancel)
         watcher.tick(kind)
 
-    _follow(workers, cancel, tick)
-    end_leftovers()
+    try:
+        _follow(workers, cancel, tick)
+    except owner.Replaced:
+        cancel.number = cancel.number or signal.SIGTERM
+        _follow(workers, cancel, lambda: None)
+        raise
+    finally:
+        end_leftovers()
     state = state_of(run, kind)
     if state.get("state") == "COMPLETED":
         return
@@ -409,11 +346,3 @@ def final(
         "exit_code": None,
     }
     write_last_word(run.state(kind), base | dict(keep or {}) | {"state": state, "reason": reason, "finished": now})
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now; two runs side by side get two."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

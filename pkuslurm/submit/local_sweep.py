@@ -25,7 +25,7 @@ from pkuslurm.read import proof
 from pkuslurm.read.text import safe
 from pkuslurm.render.render import module_command
 from pkuslurm.rundir import RunDir, read_json, write_json
-from pkuslurm.submit import local
+from pkuslurm.submit import local, owner
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
 from pkuslurm.submit.local import Cancel
 from pkuslurm.submit.sweep_launcher import launching
@@ -46,7 +46,7 @@ def run_sweep(sweep: SweepDir, at_once: int, points: Sequence[int], say: Callabl
     Returns 0 (all are complete, and what was expected of them is met), 1, or 130 (cancelled: what had not begun stays
     as it was). Raises PkuslurmError where somebody else runs the sweep, or where its directory cannot be written.
     """
-    local.check_owner(sweep.own)
+    owner.check_owner(sweep.own)
     try:
         with local.signals() as cancel, launching(sweep, cancel) as document:
             return _run(sweep, document, max(1, at_once), points, Lines(say), cancel)
@@ -56,11 +56,11 @@ def run_sweep(sweep: SweepDir, at_once: int, points: Sequence[int], say: Callabl
 
 def cancel_point(run: RunDir) -> bool:
     """Cancel one point, which may wait for its turn. False: it had ended, or nobody runs the sweep."""
-    if local.cancel(run):
+    if owner.cancel(run):
         return True
     home = sweep_of(run)
     waits = not any(run.state("train").parent.glob("*.json"))
-    if home is None or not waits or local.launcher_of(home.own, load(home) or {}) is None:
+    if home is None or not waits or owner.launcher_of(home.own, load(home) or {}) is None:
         return False
     write_json(run.run_json, _described(run) | {"cancelled": now()})
     return True
@@ -69,9 +69,9 @@ def cancel_point(run: RunDir) -> bool:
 def cancel_sweep(sweep: SweepDir) -> bool:
     """Ask the process that runs the sweep to cancel it, and wait until it is gone. False: nobody runs it here.
 
-    One running point is cancelled as any run (local.cancel); the sweep then goes on with the next.
+    One running point is cancelled as any run (owner.cancel); the sweep then goes on with the next.
     """
-    return local.cancel_launcher(sweep.own, sweep.sweep_json, 2 * STOP_SECONDS)
+    return owner.cancel_launcher(sweep.own, sweep.sweep_json, 2 * STOP_SECONDS)
 
 
 @dataclass
@@ -117,7 +117,7 @@ def _run(
     works = [(share_of(sweep.point(point), document), _work(sweep, point, document)) for point in points]
     for work in (work for _, work in works if work.kinds):
         described = _described(work.run)
-        local.claim(work.run, described)  # of a launcher that was killed a moment ago
+        owner.check_idle(work.run, described)  # of a launcher that was killed a moment ago
         if described.get("cancelled"):
             write_json(work.run.run_json, described | {"cancelled": None})
     try:
@@ -166,7 +166,7 @@ def _shares(sweep: SweepDir, needed: set[int], lines: Lines, cancel: Cancel) -> 
     runs = {number: sweep.shared(number) for number in sorted(needed)}
     missing = {number: run for number, run in runs.items() if marker.doubt(run, run.run_id, "prepare") is not None}
     for run in missing.values():
-        local.claim(run, _described(run))
+        owner.check_idle(run, _described(run))
     works = {
         number: Work("prepare" if len(runs) == 1 else f"prepare {number}", run, ("prepare",))
         for number, run in missing.items()

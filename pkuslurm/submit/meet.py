@@ -5,6 +5,7 @@ start its jobs' workers where they are.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from typing import Any
 from pkuslurm import __version__
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import status
+from pkuslurm.read.places import remember
 from pkuslurm.read.text import safe
-from pkuslurm.rundir import RunDir, read_json, write_json
-from pkuslurm.submit import local
+from pkuslurm.rundir import RunDir, read_json
+from pkuslurm.submit import local, owner
 from pkuslurm.submit.local import Cancel, Nodes, Worker
 from pkuslurm.submit.meet_where import ADDRESS, Role
 from pkuslurm.submit.meeting import PATIENCE, Gathering, Guest, Host, Wish
@@ -39,6 +41,21 @@ def together(
     work: Callable[[Nodes], int],
 ) -> int:
     """Meet at ``file``, and ``work`` on node 0; the run's exit code, on every node. Raises PkuslurmError."""
+    try:
+        return _together(file, role, nodes, settings, again, timeout, work)
+    except OSError as error:
+        raise PkuslurmError(f"{error.filename or file}: {error.strerror or error}") from None
+
+
+def _together(
+    file: Path,
+    role: Role,
+    nodes: int,
+    settings: tuple[str, ...],
+    again: str,
+    timeout: float,
+    work: Callable[[Nodes], int],
+) -> int:
     wish = Wish(nodes, role.rank, settings, network.own_address(os.environ.get(ADDRESS, "")), __version__)
     with local.signals() as cancel:
         party = Gathering(file, wish, timeout, say, lambda: cancel.number is not None, again).come_together()
@@ -148,7 +165,7 @@ def follow(guest: Guest, cancel: Cancel) -> int:
             time.sleep(local.POLL_SECONDS)
     finally:
         part.close()
-    return 130 if cancel.number is not None else _ended(guest, part.run)
+    return 130 if cancel.number is not None else _ended(guest)
 
 
 class _Part:
@@ -157,6 +174,7 @@ class _Part:
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
         self.run: RunDir | None = None
+        self.awaited: float | None = None  # since when the run is to be seen here
         self.worker: subprocess.Popen[bytes] | None = None
         self.serial = 0
         self.told: int | None = None
@@ -165,12 +183,11 @@ class _Part:
     def go_on(self, accept: bool) -> None:
         said = self.guest.said
         if self.run is None and said.get("run"):
-            self.run = _visible(said["run"])
-            say(f"run {self.run.run_id}: {self.run.path}")
+            self._look_for(RunDir(Path(said["run"])))
         job, stop = said.get("job") or {}, said.get("stop") or {}
         if accept and self.run is not None and job and job["serial"] > self.serial:
             self.serial, self.told = job["serial"], None
-            say(f"      {job['kind']}: this node's part; pkuslurm logs -f {self.run.run_id} shows it")
+            say(f"      {job['kind']}: this node's part; pkuslurm logs -f {shlex.quote(str(self.run.path))} shows it")
             self.worker = local.start_worker(self.run, job["kind"], job["job_id"], self.guest.rank, job["meets"])
         if stop.get("serial") == self.serial and stop.get("signal") in (signal.SIGTERM, signal.SIGKILL):
             self.end(stop["signal"])
@@ -179,6 +196,18 @@ class _Part:
             local.end_leftovers()
             self.codes[str(self.serial)] = code
             self.guest.post.say(codes=dict(self.codes))
+
+    def _look_for(self, run: RunDir) -> None:
+        self.awaited = self.awaited or time.monotonic()
+        if run.run_json.exists():
+            owner.check_owner(run)
+            remember(run.path.parent, os.environ)  # this node's HOME may be its own
+            self.run = run
+            say(f"run {run.run_id}: {run.path}")
+        elif time.monotonic() - self.awaited > SEEN_SECONDS:
+            raise PkuslurmError(
+                f"run_root: node 0 writes to {run.path}, which is not seen here; every node must see it"
+            )
 
     def end(self, number: int) -> None:
         """Once for each signal: a second TERM would make some programs give up what they clean."""
@@ -197,19 +226,10 @@ class _Part:
         local.end_leftovers()
 
 
-def _visible(path: str) -> RunDir:
-    run, until = RunDir(Path(path)), time.monotonic() + SEEN_SECONDS
-    while not run.run_json.exists():
-        if time.monotonic() > until:
-            raise PkuslurmError(f"run_root: node 0 writes to {path}, which is not seen here; every node must see it")
-        time.sleep(local.POLL_SECONDS)
-    local.check_owner(run)
-    return run
-
-
-def _ended(guest: Guest, run: RunDir | None) -> int:
+def _ended(guest: Guest) -> int:
     """Say how the run has ended, as node 0 has told it, else its files. Raises PkuslurmError: it never began."""
     said = guest.said
+    run = RunDir(Path(said["run"])) if said.get("run") else None
     if said.get("state") == "ended":
         code, words = int(said.get("code", 1)), said.get("words")
     elif run is None:
@@ -219,16 +239,17 @@ def _ended(guest: Guest, run: RunDir | None) -> int:
     else:
         code, words = _abandoned(guest, run)
     if run is None:
-        raise PkuslurmError(f"node 0, on {said.get('host')}: {words or 'it has ended before the run began'}")
-    now = status.read(run.path)
-    say(f"{run.run_id}: {now.state}{f': {words}' if words else ''}")
+        say(f"pkuslurm: node 0, on {said.get('host')}: {words or 'it has ended before the run began'}")
+        return code
+    say(f"{run.run_id}: {status.read(run.path).state}{f': {words}' if words else ''}")
     with suppress(OSError):
         print(run.path, flush=True)
     return code
 
 
 def _abandoned(guest: Guest, run: RunDir) -> tuple[int, str | None]:
-    """Node 0 is not heard any more: unless it had ended, its open jobs get their verdict here."""
+    """Node 0 is not heard any more: unless it had ended, its open jobs get their verdict here. run.json names it still,
+    so that whoever wants the run next listens for it, too."""
     document = read_json(run.run_json) or {}
     if (document.get("launcher") or {}).get("nonce") != guest.nonce:
         now = status.read(run.path)
@@ -243,8 +264,7 @@ def _abandoned(guest: Guest, run: RunDir) -> tuple[int, str | None]:
         else:
             local.final(run, document, kind, "SKIPPED", f"{failed} did not complete")
         failed = failed or kind
-    write_json(run.run_json, document | {"launcher": None})
-    return 1, f"{words}; pkuslurm retry {run.run_id}, on every node, goes on"
+    return 1, f"{words}; pkuslurm retry {shlex.quote(str(run.path))}, on every node, goes on"
 
 
 def say(line: str) -> None:

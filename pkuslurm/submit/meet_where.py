@@ -14,10 +14,13 @@ from pathlib import Path
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF, absolute
-from pkuslurm.worker import devices, network
+from pkuslurm.submit.cards import CARDS
+from pkuslurm.worker import network
 
 # What PKU's platform sets in an application or a training job.
-MODEL, DATA, CARDS, ADDRESS = "SCOW_AI_MODEL_PATH", "SCOW_AI_DATASET_PATH", "VC_GPU_NUM", "XDL_IP"
+MODEL, DATA, ADDRESS = "SCOW_AI_MODEL_PATH", "SCOW_AI_DATASET_PATH", "XDL_IP"
+# presets that name no model of their own
+NO_MODELS = ("auto", "custom", "tiny")
 # may differ from node to node
 OWN_KEYS = ("cluster.join_timeout", "cluster.python", "here", "wait")
 
@@ -40,14 +43,18 @@ class Role:
         return re.sub(r"[^\w-]", "-", f"{socket.gethostname() if own else self.address}-{self.port}")
 
 
-def role(environ: Mapping[str, str], nodes: int) -> Role:
-    """Raises PkuslurmError, naming the variable, where what is given does not fit ``nodes``."""
+def role(environ: Mapping[str, str], nodes: int, ranks: int = 1) -> Role:
+    """Raises PkuslurmError, naming the variable, where what is given does not fit ``nodes`` of ``ranks`` each."""
     source = next((name for name in ("NODE_RANK", "RANK") if environ.get(name, "") != ""), None)
     if source is None:
         return Role()
     size = environ.get("WORLD_SIZE", "") if source == "RANK" else ""
-    if size not in ("", str(nodes)):
-        raise PkuslurmError(f"WORLD_SIZE={size}: the platform has started {size} pods, for nodes={nodes}; one is wrong")
+    # platforms count pods in it, or the ranks of all of them
+    if size not in ("", str(nodes), str(nodes * ranks)):
+        each = f", and not the {nodes * ranks} ranks of nodes={nodes} with {ranks} each" if ranks > 1 else ""
+        raise PkuslurmError(
+            f"WORLD_SIZE={size}: the platform has started {size} pods, for nodes={nodes}{each}; one is wrong"
+        )
     text = environ[source]
     if not text.isascii() or not text.isdecimal():
         raise PkuslurmError(f"{source}={text}: it must be a number, 0 for the first node")
@@ -70,9 +77,11 @@ def platforms(typed: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     model = environ.get(MODEL, "")
     if not said & {"model", "model.path", "model.make", "from_yaml", "experiment"} and _is_model(model):
         name = Path(model).name.lower()  # a preset knows its template and its learning rate
-        found.append(f"model={name}" if (CONF / "model" / f"{name}.yaml").is_file() else f"model.path={model}")
+        if name not in NO_MODELS and (CONF / "model" / f"{name}.yaml").is_file():
+            found.append(f"model={name}")
+        found.append(f"model.path={model}")
     data = environ.get(DATA, "")
-    if not said & {"dataset", "dataset.path", "dataset.name", "from_yaml", "experiment"} and _holds_something(data):
+    if not said & {"dataset", "dataset.path", "from_yaml", "experiment"} and _holds_something(data):
         found.append(f"dataset.path={data}")
     return found
 
@@ -95,18 +104,13 @@ def facts(config: Config, environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return [("nodes", cards), *([("platform", ", ".join(told))] if told else [])]
 
 
-def settled(config: Config, changed: Collection[str], environ: Mapping[str, str]) -> Config:
-    """``config`` with the folders that all nodes see, and this machine's number of cards.
+def placed(config: Config, changed: Collection[str], environ: Mapping[str, str]) -> Config:
+    """``config``, on cluster=scow with the folders that all nodes see.
 
     Raises PkuslurmError where cluster.meet is no folder here.
     """
-    if config.cluster.executor == "meet":
-        config = _with_places(config, changed, environ)
-    cards = config.cluster.nproc_per_node or _cards(config, environ)
-    return replace(config, cluster=replace(config.cluster, nproc_per_node=cards))
-
-
-def _with_places(config: Config, changed: Collection[str], environ: Mapping[str, str]) -> Config:
+    if config.cluster.executor != "meet":
+        return config
     meet = config.cluster.meet
     if meet is not None:
         meet = absolute(meet)
@@ -120,16 +124,6 @@ def _with_places(config: Config, changed: Collection[str], environ: Mapping[str,
     if made_here and "cache_root" not in changed and not environ.get("PKUSLURM_CACHE"):
         config = replace(config, cache_root=f"{config.run_root}/.cache")  # a pod's home is often its own
     return config
-
-
-def _cards(config: Config, environ: Mapping[str, str]) -> int | None:
-    """The cards of this application, else those there; None: there are none, or nobody needs them."""
-    if config.cluster.accelerator == "cpu" or config.cluster.executor == "slurm":
-        return None
-    told = environ.get(CARDS, "") if config.cluster.executor == "meet" else ""
-    if told.isascii() and told.isdecimal() and int(told) > 0:
-        return int(told)
-    return devices.count_files(config.cluster.accelerator) or None
 
 
 def place(config: Config, changed: Collection[str], own: Role, environ: Mapping[str, str]) -> Path | None:
@@ -154,7 +148,7 @@ def settings(typed: Sequence[str], config: Config) -> tuple[str, ...]:
     return (*kept, f"cluster.nproc_per_node={config.cluster.nproc_per_node or 1}")
 
 
-def screen(typed: Sequence[str], nodes: int, environ: Mapping[str, str]) -> str:
+def screen(typed: Sequence[str], nodes: int, timeout: float, environ: Mapping[str, str]) -> str:
     """What to do where nothing says where the nodes meet."""
     own = environ.get("WORK_DIR")
     example = "/共享目录"
@@ -165,17 +159,13 @@ def screen(typed: Sequence[str], nodes: int, environ: Mapping[str, str]) -> str:
     return f"""\
 nodes={nodes}：{nodes} 个节点需要在一个大家都能看到的目录里会合。{chinese}
   1. 在每个应用的表单里添加同一个“挂载点”（共享目录 DIR，可写），然后启动应用；
-  2. 在每个应用的终端里输入同一条命令，先后不限，{_minutes()} 分钟之内即可：
+  2. 在每个应用的终端里输入同一条命令，先后不限，{timeout:g} 秒之内即可：
        {line}
   训练任务（平台给出 RANK、MASTER_ADDR、MASTER_PORT）不需要这一步。
 
 nodes={nodes}: the nodes meet in a folder that all of them see. {english}
   1. add the same mount point (挂载点: a shared folder DIR, writable) to the form of every application, start them;
-  2. type the same in a terminal of each, in any order, within {_minutes()} minutes:
+  2. type the same in a terminal of each, in any order, within {timeout:g} seconds (cluster.join_timeout):
        {line}
   A training job, where the platform gives RANK, MASTER_ADDR and MASTER_PORT, needs none of this.
 """
-
-
-def _minutes() -> int:
-    return 10

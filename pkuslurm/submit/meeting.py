@@ -25,6 +25,8 @@ POLL_SECONDS = 0.2
 # who has been silent for so long is dead: one that waits is soon replaced; a training is not given up for a hiccup of
 # the file server
 PATIENCE = {"waiting": 10.0, "running": 30.0, "ended": 10.0}
+# for one who meets nobody: until whoever was there is known to be dead, or has said farewell
+ALONE_SECONDS = 120.0
 # for the guests to hear how it ended
 FAREWELL_SECONDS = 15.0
 
@@ -66,14 +68,6 @@ class Host:
         self.refused: dict[str, str] = {}
         value: dict[str, Any] = {"nonce": self.nonce, "state": "waiting", "members": {}, "refused": {}}
         self.post = Post(file, wish.said() | value)
-
-    @classmethod
-    def alone(cls, file: Path, address: str = "") -> Host:
-        """Of a run on one node: so that other machines see that it is at work, and can ask it to stop."""
-        host = cls(file, Wish(1, 0, (), address, ""))
-        host.post.begin()
-        host.post.say(state="running")
-        return host
 
     @property
     def launcher(self) -> dict[str, Any]:
@@ -135,7 +129,7 @@ class Host:
         if watch is None:
             return False
         watch.look()
-        return watch.there and watch.silent < PATIENCE["waiting"]
+        return watch.seen and watch.silent < PATIENCE["waiting"]
 
     def close(self) -> None:
         self.post.close()
@@ -200,7 +194,7 @@ class Gathering:
                     if self.own not in there.get("members", {}):
                         self._check(there)
                     request = request or self._ask(there)
-                    if (guest := self._listed(there, request)) is not None:
+                    if request is not None and (guest := self._listed(there, request)) is not None:
                         request = None
                         return guest
         finally:
@@ -216,6 +210,8 @@ class Gathering:
 
     def _nobody(self) -> str:
         there = self._watch.value or {}
+        if self.wish.nodes == 1:
+            return f"{there.get('host')} does not leave {self.file}; wait, or cancel it first"
         waited = f"cluster.join_timeout={self.timeout:g}"
         if self.wish.rank:
             return (
@@ -244,9 +240,14 @@ class Gathering:
             self._once(f"node {self.wish.rank} of {self.wish.nodes} waits for node 0 at {self.file}")
             return None
         host = Host(self.file, self.wish)
+        try:
+            return self._publish(host, there)
+        except FileNotFoundError:  # who has ended takes the folder away
+            self._folder_again()
+            return None
+
+    def _publish(self, host: Host, there: Mapping[str, Any] | None) -> Host | None:
         if not self._watch.there:
-            with suppress(FileExistsError):
-                self.file.parent.mkdir(mode=0o700)  # who has ended has just removed it
             return host if host.post.begin_as_first() else None
         dead = str((there or {}).get("nonce", "torn"))
         # several may have seen it die: one of them gets this file; should that one die, too, the next is tried later
@@ -264,12 +265,17 @@ class Gathering:
         lock.unlink(missing_ok=True)
         return host if mine else None
 
+    def _folder_again(self) -> None:
+        with suppress(FileExistsError):
+            self.file.parent.mkdir(mode=0o700)
+
     def _wait_for_guests(self, host: Host) -> bool:
         """Until all are here. False: somebody else took the place (we were suspended, or a disk was)."""
         try:
-            here = f"{socket.gethostname()} ({self.wish.address})"
-            self.say(f"node 0 of {self.wish.nodes}, on {here}, waits in {self.file.parent}")
-            self.say(f"on the other node{'s' if self.wish.nodes > 2 else ''} now type: {self.again}")
+            if self.wish.nodes > 1:
+                here = f"{socket.gethostname()} ({self.wish.address})"
+                self.say(f"node 0 of {self.wish.nodes}, on {here}, waits in {self.file.parent}")
+                self.say(f"on the other node{'s' if self.wish.nodes > 2 else ''} now type: {self.again}")
             seen: set[int] = set()
             while not host.post.taken:
                 if self.stopped():
@@ -299,10 +305,15 @@ class Gathering:
             f"node must see; there: {self.again}"
         )
 
-    def _ask(self, there: Mapping[str, Any]) -> Post:
+    def _ask(self, there: Mapping[str, Any]) -> Post | None:
+        """None: the host leaves just now, and has taken the folder along."""
         value = self.wish.said() | {"nonce": self.own, "cancel": False, "codes": {}}
         post = Post(self.file.with_name(f"{self.file.stem}.{there.get('nonce')}.{self.own}.json"), value)
-        post.begin()
+        try:
+            post.begin()
+        except FileNotFoundError:
+            self._folder_again()
+            return None
         return post
 
     def _listed(self, there: Mapping[str, Any], request: Post) -> Guest | None:
@@ -320,6 +331,8 @@ class Gathering:
         if self.own in there.get("refused", {}):
             raise PkuslurmError(str(there["refused"][self.own]))
         who = str(there.get("host"))
+        if self.wish.nodes == 1:
+            raise PkuslurmError(f"{who} is at it already ({self.file}); wait, or cancel it first")
         if there.get("nodes") != self.wish.nodes:
             raise PkuslurmError(
                 f"nodes={self.wish.nodes}: {who}, which waits in {self.file.parent}, was started with "
@@ -370,21 +383,30 @@ def ask_to_cancel(file: Path, nonce: str) -> None:
     """Raises OSError."""
     with suppress(FileExistsError):
         handle = os.open(cancel_file(file, nonce), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        # on a full disk that the file is there says enough
+        with suppress(OSError), os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(f'{{"host": "{socket.gethostname()}"}}\n')
 
 
-def folder(place: Path) -> Path:
-    """The user's own folder for meetings in ``place``, made and checked. Raises PkuslurmError."""
+def alone(file: Path, stopped: Callable[[], bool]) -> Host:
+    """Of a run on one node: so that other machines see that it is at work, and can ask it to stop. Exactly one of
+    several gets it. Raises PkuslurmError while another one has it, KeyboardInterrupt, OSError."""
+    party = Gathering(file, Wish(1, 0, (), "", ""), ALONE_SECONDS, lambda line: None, stopped, "").come_together()
+    assert isinstance(party, Host), "it asks nobody to be taken in"
+    return party
+
+
+def folder(place: Path, key: str = "cluster.meet") -> Path:
+    """The user's own folder for meetings in ``place``, which ``key`` names, made and checked. Raises PkuslurmError."""
     own = place / f".pkuslurm-meet-{os.geteuid()}"
     try:
         with suppress(FileExistsError):
             own.mkdir(mode=0o700)
         there = own.lstat()
     except OSError as error:
-        raise PkuslurmError(f"cluster.meet={place}: {own}: {error.strerror or error}; it must be writable") from None
+        raise PkuslurmError(f"{key}={place}: {own}: {error.strerror or error}; it must be writable") from None
     if there.st_uid != os.geteuid() or not own.is_dir() or own.is_symlink():
-        raise PkuslurmError(f"cluster.meet={place}: {own} is not a folder of yours; remove it, or meet elsewhere")
+        raise PkuslurmError(f"{key}={place}: {own} is not a folder of yours; remove it, or meet elsewhere")
     if there.st_mode & 0o077:
         own.chmod(0o700)
     return own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from pkuslurm.read.status import RunStatus
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.parse import ALIVE, Row
+from pkuslurm.submit import identity
 from pkuslurm.submit.alone import alone
 from pkuslurm.sweepdir import check_settled, load, sweep_of
 from pkuslurm.worker import hostlist
@@ -29,10 +30,10 @@ def adopt(document: dict[str, Any]) -> None:
     for entry in document["jobs"].values():
         # an array's name is that of all its elements: adopted by the sweep
         if entry.get("asked") and entry.get("job_id") is None and entry.get("group") is None:
-            named = commands.by_name(entry["key"])
-            if not named.complete:
-                raise silent(named.problem)
-            entry["job_id"] = next(iter(named.rows), None)
+            answer = commands.by_name(entry["key"])
+            if not answer.complete:
+                raise silent(answer.problem)
+            entry["job_id"] = identity.named(answer)
 
 
 def alive(document: dict[str, Any]) -> dict[str, str]:
@@ -55,6 +56,20 @@ def there(document: dict[str, Any]) -> dict[str, Row]:
         for kind, row in rows.items()
         if row is not None and row.name == known[kind]["key"] and row.state in ALIVE
     }
+
+
+def orphans(
+    jobs: Mapping[str, Any], kinds: Collection[str], living: Mapping[str, Row], idle: Sequence[str] = ()
+) -> list[str]:
+    """Those that wait for a job of ``kinds`` that is no more: it failed, or Slurm has lost it and may have given its id
+    to another; or for one of ``idle``, which is about to be taken away. ``jobs`` are in the order of the chain."""
+    gone = [*idle, *(kind for kind in kinds if kind not in living and jobs[kind].get("asked"))]
+    found: list[str] = []
+    for kind, entry in jobs.items():
+        waits = kind in living and living[kind].state == "PENDING"
+        if waits and any(parent in (*gone, *found) for parent in entry.get("parents") or ()):
+            found.append(kind)
+    return found
 
 
 def lift(run: RunDir, seen: RunStatus) -> list[str]:

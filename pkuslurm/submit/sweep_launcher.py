@@ -11,7 +11,8 @@ from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import read_json, write_json
-from pkuslurm.submit.local import POLL_SECONDS, Cancel, claim
+from pkuslurm.submit.local import POLL_SECONDS, Cancel
+from pkuslurm.submit.owner import claim
 from pkuslurm.sweepdir import SweepDir
 from pkuslurm.worker.state import now
 

@@ -10,7 +10,7 @@ from typing import Any
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, write_json
 from pkuslurm.slurm import commands
-from pkuslurm.slurm.parse import ALIVE
+from pkuslurm.slurm.parse import ALIVE, Row
 from pkuslurm.submit import queue
 from pkuslurm.submit.alone import alone
 from pkuslurm.sweepdir import SweepDir, document, save, unfinished
@@ -18,12 +18,15 @@ from pkuslurm.sweepdir import SweepDir, document, save, unfinished
 
 @dataclass(frozen=True)
 class Living:
-    """A job that waits or runs: of which run (its directory below the sweep; "": the sweep's own), and its id."""
+    """A job that waits or runs: of which run (its directory below the sweep; "": the sweep's own), as Slurm has it."""
 
     member: str
     kind: str
-    job_id: str
-    held: bool = False
+    row: Row
+
+    @property
+    def job_id(self) -> str:
+        return self.row.job_id
 
     @property
     def whole(self) -> str:
@@ -43,7 +46,7 @@ def living(home: SweepDir, sweep: Mapping[str, Any]) -> list[Living]:
     if not answer.complete:
         raise queue.silent(answer.problem)
     return [
-        Living(member, kind, job_id, row.held)
+        Living(member, kind, row)
         for job_id, row in answer.rows.items()
         for member, kind, key in known.get(job_id, ())
         if row.name == key and row.state in ALIVE
@@ -78,8 +81,6 @@ def adopt(home: SweepDir, sweep: dict[str, Any]) -> None:
         lost = [job for job in group["jobs"].values() if job.get("asked") and not job.get("job_id")]
         if lost and group["members"]:
             queue.adopt({"jobs": dict(enumerate(lost))})
-            for job in lost:
-                job["job_id"] = job["job_id"] and job["job_id"].partition("_")[0]
             write_json(home.group(number), group)
 
 

@@ -7,7 +7,8 @@ finds a newer attempt in it stops writing, for a node that was cut off goes on w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ class Refused(Exception):
     """This attempt may not start; why."""
 
 
+class Replaced(Exception):
+    """Another attempt has taken over from this one."""
+
+    def __init__(self, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} has taken over")
+        self.attempt = attempt
+
+
 @dataclass(frozen=True)
 class Decision:
     """``complete``: an earlier attempt had done all but say so. ``notes``: what is to be said in the log."""
@@ -50,23 +59,43 @@ def taken(job: Job, recorder: Recorder) -> int | None:
     """The number of the attempt that has the run now, where it is not this one's.
 
     A controller that was killed as it started the job starts it again without counting that: another start of the same
-    number, which node 0 knows by who wrote it.
+    number, which node 0 knows by who wrote it. An older attempt that hung as it wrote and has woken up since is not
+    given way to: node 0 puts its own decision back, which fences the other.
     """
     value = rundir.read_json(job.run.attempt(job.kind)) or {}
-    return value.get("attempt") if recorder.replaced_by(value) else None
+    if recorder.replaced_by(value):
+        return int(value["attempt"])
+    found = value.get("attempt")
+    if recorder.decision is not None and isinstance(found, int) and found < recorder.attempt:
+        with suppress(PkuslurmError):  # the next look tries again
+            save(job.run.attempt(job.kind), recorder.decision)
+    return None
+
+
+def _save(job: Job, recorder: Recorder, value: Mapping[str, Any]) -> None:
+    """Write ``value`` as the run's attempt. Raises Replaced, also where that happened while it was being written.
+
+    Between two looks at a shared disk that hangs minutes may pass, and a newer attempt has begun.
+    """
+    if (other := taken(job, recorder)) is not None:
+        raise Replaced(other)
+    save(job.run.attempt(job.kind), value)
+    if (other := taken(job, recorder)) is not None:
+        raise Replaced(other)
 
 
 def decide(job: Job, recorder: Recorder, restarts: int, make_room: bool = False) -> Decision:
     """Node 0's: take over, look at what is there, write the decision down. ``make_room``: of ``others_at_work``.
 
     Raises Refused where it has been tried often enough, or what it would go on from is no longer what it was;
-    PkuslurmError and OSError where the run directory cannot be written.
+    Replaced where another attempt has taken over meanwhile; PkuslurmError and OSError where the run directory cannot be
+    written.
     """
     known = rundir.read_json(job.run.attempt(job.kind)) or {}
     history = [one for one in known.get("history") or [] if isinstance(one, dict) and type(one.get("attempt")) is int]
     value = known | {"attempt": recorder.attempt, "job_id": recorder.job_id, "decided": False, "history": history}
     value["by"] = recorder.by
-    save(job.run.attempt(job.kind), value)  # from here on an older attempt stops
+    _save(job, recorder, value)  # from here on an older attempt stops
     recorder.decided = True
     if make_room:
         time.sleep(2 * FENCE_SECONDS)
@@ -85,7 +114,8 @@ def decide(job: Job, recorder: Recorder, restarts: int, make_room: bool = False)
         "checkpoint": str(decision.checkpoint) if decision.checkpoint else None,
         "history": [*history, entry],
     }
-    save(job.run.attempt(job.kind), value)
+    _save(job, recorder, value)
+    recorder.decision = value
     return decision
 
 
@@ -101,11 +131,18 @@ def await_decision(job: Job, recorder: Recorder, over: Callable[[], bool]) -> No
         time.sleep(0.2)
 
 
-def blame(job: Job, hosts: list[str]) -> None:
-    """Remember for this run that ``hosts`` failed: whoever watches keeps the next attempt from them."""
+def blame(job: Job, recorder: Recorder, hosts: list[str]) -> None:
+    """Remember for this run that ``hosts`` failed: whoever watches keeps the next attempt from them.
+
+    An attempt that another has taken over from leaves that one's word as it is.
+    """
+    if taken(job, recorder) is not None:
+        return
     value = rundir.read_json(job.run.attempt(job.kind)) or {}
     value["bad_nodes"] = sorted({*(value.get("bad_nodes") or []), *hosts})
-    save(job.run.attempt(job.kind), value)
+    with suppress(Replaced):
+        _save(job, recorder, value)
+        recorder.decision = recorder.decision and value
 
 
 def others_at_work(job: Job, recorder: Recorder) -> bool:

@@ -5,6 +5,7 @@ On a shared folder this needs no socket, no pid and no clock that two machines h
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -13,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pkuslurm.rundir import into_its_room
+
 BEAT_SECONDS = 1.0
 # so often a look may be worth it
 LOOK_SECONDS = 0.3
@@ -20,6 +23,8 @@ LOOK_SECONDS = 0.3
 GLANCE_SECONDS = 4 * BEAT_SECONDS
 # whoever did not look for so long was stopped itself, and cannot tell who was silent meanwhile
 STOPPED_SECONDS = 5.0
+# a file server's hiccup, or a file that is just being replaced, hides it for less
+ABSENT_SECONDS = 3.0
 # clocks of one cluster do not differ by so much
 LONG_AGO_SECONDS = 600.0
 
@@ -60,8 +65,12 @@ class Post:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(self._value, file, ensure_ascii=False)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self._value, file, ensure_ascii=False)
+        except OSError:
+            self.path.unlink(missing_ok=True)  # half a word would be waited for
+            raise
         self._thread.start()
         return True
 
@@ -71,12 +80,12 @@ class Post:
             self._value |= fields
             self._write()
 
-    def close(self, remove: bool = True) -> None:
-        """The last word; ``remove``: none is needed."""
+    def close(self) -> None:
+        """Say no more, and take the file away."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
-        if remove and not self.taken and (read(self.path) or {}).get("nonce") == self.nonce:
+        if not self.taken and (read(self.path) or {}).get("nonce") == self.nonce:
             with suppress(OSError):
                 self.path.unlink()
 
@@ -97,9 +106,14 @@ class Post:
         """Whole or not at all, and not synced: a beat that a crash takes away is no loss, and a busy disk takes seconds
         to sync, for which others would believe us dead."""
         aside = self.path.with_name(f".{self.path.name}.{self.nonce}")
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-            json.dump(self._value, file, ensure_ascii=False)
-        os.replace(aside, self.path)
+        try:
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+                json.dump(self._value, file, ensure_ascii=False)
+            os.replace(aside, self.path)
+        except OSError as error:
+            # who lives on a full disk must still be heard
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not into_its_room(self.path, self._value):
+                raise
 
 
 class Watch:
@@ -108,9 +122,12 @@ class Watch:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.value: dict[str, Any] | None = None
-        self.there = False
+        self.there = False  # until it was not there for ABSENT_SECONDS
+        self.seen = False  # at the last look; what cannot be looked at may be there
+        self.absent = 0.0  # for so many seconds it has not been there
         self.moves = 0  # since the present author was seen first: more than none prove that it lives
         self._beat: tuple[object, object] | None = None
+        self._absent_since: float | None = None
         self._since = self._looked = time.monotonic()
 
     def look(self) -> dict[str, Any] | None:
@@ -120,11 +137,15 @@ class Watch:
             return self.value
         if now - self._looked > STOPPED_SECONDS:
             self._since += now - self._looked
+            self._absent_since = None
         self._looked = now
         with suppress(OSError):
             os.listdir(self.path.parent)  # an NFS client remembers for a minute that a file was not there
         value = read(self.path)
-        self.there = value is not None or os.path.lexists(self.path)
+        self.seen = value is not None or not _is_absent(self.path)
+        self._absent_since = None if self.seen else now if self._absent_since is None else self._absent_since
+        self.absent = 0.0 if self._absent_since is None else now - self._absent_since
+        self.there = self.seen or (self.there and self.absent < ABSENT_SECONDS)
         if value is not None:
             beat = (value.get("nonce"), value.get("beat"))
             if beat != self._beat:
@@ -146,17 +167,33 @@ def alive(path: Path, nonce: object, seconds: float) -> bool | None:
     watch, until = Watch(path), time.monotonic() + seconds
     while True:
         value = watch.look()
-        if not watch.there or (value is not None and value.get("nonce") != nonce):
+        if watch.absent >= ABSENT_SECONDS or (value is not None and value.get("nonce") != nonce) or _long_ago(path):
             return False
         if watch.moves:
             return True
         if time.monotonic() > until:
-            return False if _long_ago(path) else None
+            return None
         time.sleep(LOOK_SECONDS)
 
 
 def _long_ago(path: Path) -> bool:
+    """Whether nobody has written there for long: a beat changes the folder, too, whose file may have been removed."""
+    for place in (path, path.parent, path.parent.parent):
+        try:
+            return time.time() - place.stat().st_mtime > LONG_AGO_SECONDS
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return False
+
+
+def _is_absent(path: Path) -> bool:
+    """Not where the file server only fails to tell (ESTALE, EIO, EACCES)."""
     try:
-        return time.time() - path.stat().st_mtime > LONG_AGO_SECONDS
-    except OSError:
+        path.lstat()
+    except FileNotFoundError:
         return True
+    except OSError:
+        return False
+    return False

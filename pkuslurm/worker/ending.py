@@ -118,7 +118,7 @@ def failed(job: Job, supervisor: Supervisor, outcome: Outcome, environ: Mapping[
         named = first.type == failures.NODE or (first.type == failures.STUCK and job.nodes > 1)
         hosts = [first.host] if named and first.host else []
         if hosts:
-            attempts.blame(job, hosts)
+            attempts.blame(job, recorder, hosts)
         return _again(job, supervisor, environ, "NODE_FAIL" if hosts else "FAILED", str(first))
     if first is not None:
         code = 1 if first.code is None else first.code
@@ -155,7 +155,7 @@ def _after_node_0(recorder: Recorder, reason: str) -> int:
 
 
 def _node_lost(job: Job, supervisor: Supervisor, environ: Mapping[str, str], lost: list[str], symptom: str) -> int:
-    attempts.blame(job, lost)
+    attempts.blame(job, supervisor.recorder, lost)
     reason = f"node {', '.join(lost)} was lost ({symptom})"
 
     def told() -> bool:

@@ -51,6 +51,7 @@ class Recorder:
     started: str = field(default_factory=now)
     versions: Mapping[str, str] | None = None  # of what this node has installed
     decided: bool = False  # node 0's, once the run is this attempt's
+    decision: Mapping[str, Any] | None = None  # node 0's, as it has written it down
 
     @property
     def path(self) -> Path:

@@ -103,6 +103,8 @@ def _begin(job: Job, supervisor: Supervisor, environ: Mapping[str, str], make_ro
         return None
     try:
         decision = attempts.decide(job, recorder, _restarts(environ), make_room)
+    except attempts.Replaced as error:
+        return ending.fenced(recorder, error.attempt)
     except attempts.Refused as error:
         return ending.end(recorder, "FAILED", 1, str(error))
     for note in decision.notes:

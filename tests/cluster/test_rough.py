@@ -42,7 +42,7 @@ def nothing_is_left(slurm: Cluster) -> Iterator[None]:
     assert slurm.processes("pkalice") == []
 
 
-@pytest.mark.row("38", "two retries of one run at once", "one submits, the other says who", repeated=1)
+@pytest.mark.row("38", "two retries of one run at once", "one submits, the other says why not", repeated=1)
 def test_two_retries_at_once_submit_once(slurm: Cluster, row: Row) -> None:
     run = launched(slurm, "pipeline=train", "cluster.env.STANDIN_PREPARE=fail")
     ended(slurm, run)

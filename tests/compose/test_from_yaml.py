@@ -146,6 +146,28 @@ REFUSED = {
     "model_name_or_path: m\ndo_train: true\ndataset: d\nlogging_steps: 4x\n": "stands in my_train.yaml",
 }
 
+ONE = "model_name_or_path: m\ndo_train: true\ndataset: d\n"
+DEEP = "it is nested too deeply"
+NOT_PLAIN = {
+    ("a.yaml", ONE + "max_samples: !!set {a, b}\n"): "a list or mapping of them is wanted",
+    ("a.yaml", ONE + "run_name: &a [*a]\n"): "run_name=[[...]]: a text, a number,",
+    ("a.yaml", ONE + "lr_scheduler_kwargs: {~: 1}\n"): "lr_scheduler_kwargs={None: 1}: a text,",
+    ("a.yaml", ONE + f"run_name: {'[' * 500}{']' * 500}\n"): DEEP,
+    ("a.json", f'{{"run_name": {"[" * 30_000}{"]" * 30_000}}}'): DEEP,
+    ("a.json", '{"run_name": "\\ud800"}'): "a text, a number,",
+    ("a.yaml", ONE + "max_samples: !!int abc\n"): "a.yaml: it is not YAML (",
+    ("a.yaml", ONE + "fp16: !!bool abc\n"): "a.yaml: it is not YAML (",
+    ("a.json", "{a"): "a.json: it is not JSON (",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), NOT_PLAIN, ids=[f"{at}" for at in range(len(NOT_PLAIN))])
+def test_values_that_no_argument_can_have_are_refused_in_one_line(name: str, text: str) -> None:
+    with pytest.raises(PkuslurmError) as refused:
+        compose([f"from_yaml={write(text, name)}"])
+    said = str(refused.value)
+    assert NOT_PLAIN[name, text] in said and "\n" not in said and len(said) < 300
+
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_what_is_no_train_yaml_is_refused_in_one_line(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
-from pkuslurm.submit.local import free_port
+from pkuslurm.worker.network import free_port
 from tests.conftest import Demo
 
 pytestmark = pytest.mark.real
@@ -126,7 +127,7 @@ def test_by_hand_with_llamafactory_cli_the_losses_are_the_same(demo: Demo, tmp_p
     file = tmp_path / "train.yaml"
     file.write_text(yaml.safe_dump(args, allow_unicode=True), encoding="utf-8")
     env = demo.env | {
-        "FORCE_TORCHRUN": "1", "NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "FORCE_TORCHRUN": "1", "NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(os.getpid())),
         "NPROC_PER_NODE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     # llamafactory-cli splits its own path at spaces: a checkout in "my folder" is reached through a link

@@ -12,7 +12,8 @@ A row is an ordinary test, in any file below tests/:
         row.told()                          # `status` says what is true: the clock stops
         found = ended(slurm, run)
         row.final(found["state"])           # stops the clock where nothing has before; words are fine, too
-        row.work(run, total=40)             # counts what the stand-in did: steps or jobs lost, done twice
+        row.work(run, total=40)             # counts what the stand-in did: steps or jobs lost, done twice; of several
+                                            # runs their sum
 
 The marker: the number in the fault matrix (several rows may have one number), the fault, the promise; ``within``, the
 most seconds that the clock may show; ``repeated``, the most steps (or jobs) that may be done twice. Nothing may ever be
@@ -29,12 +30,13 @@ The name of a row's test must select it alone with -k.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,7 @@ class Row:
     def __init__(self, values: dict[str, Any], slurm: Any) -> None:
         self._values, self._slurm = values, slurm
         self._since: float | None = None
+        self._sums: Counter[str] = Counter()
 
     def happened(self, ago: float = 0.0) -> None:
         """The process, the job or the fault ended really, ``ago`` seconds before now."""
@@ -78,21 +81,38 @@ class Row:
             self.told()
         self._values["state"] = state
 
-    def work(self, run: Path, total: int | None = None) -> None:
-        """Count what the stand-in did for ``run``: ``total`` steps of train, else jobs."""
-        steps = run / "views" / "steps.0"
+    def work(self, run: Path, total: int | None = None, begun: Sequence[str] | None = None) -> None:
+        """Count what the stand-in did for ``run``: ``total`` steps of train, else jobs.
+
+        Lost is a job of run.json that the stand-in has not begun, or that has no marker. ``begun``: where the run ends
+        before its last job, those that must have begun; no other may have.
+        """
         if total is not None:
-            done = [int(line.split()[1]) for line in steps.read_text(encoding="utf-8").splitlines()]
-            self.counted(total - len(set(done)), len(done) - len(set(done)), f"{total} steps")
+            log = run / "views" / "steps.0"
+            done = [int(line.split()[1]) for line in log.read_text(encoding="utf-8").splitlines()]
+            self._sum(total - len(set(done)), len(done) - len(set(done)), total, "steps")
             return
-        begun = run / "views" / "begun"
-        lines = begun.read_text(encoding="utf-8").splitlines() if begun.exists() else []
+        log = run / "views" / "begun"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         jobs = Counter(line.split()[0] for line in lines if line.split()[1] == "0")
-        complete = {file.stem for file in (run / "done").glob("*.json")} - {"report", "pruned"}
-        self.counted(len(complete - set(jobs)), sum(jobs.values()) - len(jobs), f"{len(complete | set(jobs))} jobs")
+        made = {file.stem for file in (run / "done").glob("*.json")}
+        if begun is None:
+            shared = {"prepare"} if run.name.isdecimal() else set()  # of a sweep, done for several points
+            wanted = set(json.loads((run / "run.json").read_text(encoding="utf-8"))["jobs"]) - shared
+            there = made & {*jobs, "report"}  # which the stand-in has no part in
+        else:
+            wanted, there = set(begun), set(jobs)
+            assert there <= wanted, f"{sorted(there - wanted)} have begun"
+        self._sum(len(wanted - there), sum(jobs.values()) - len(jobs), len(wanted), "jobs")
+
+    def _sum(self, lost: int, repeated: int, of: int, what: str) -> None:
+        """One run more."""
+        self._sums += Counter({"lost": lost, "repeated": repeated, what: of})
+        self.counted(lost, repeated, f"{of} {what}")
+        self._values["steps"] = f"{self._sums['lost']}, {self._sums['repeated']} of {self._sums[what]} {what}"
 
     def counted(self, lost: int, repeated: int, of: str) -> None:
-        """``of``: of how many steps, jobs, rows."""
+        """``of``: of how many steps, jobs, rows of one run."""
         self._values["steps"] = f"{lost}, {repeated} of {of}"
         assert lost == 0, f"{lost} of {of} lost"
         assert repeated <= self._values["repeated"], f"{repeated} of {of} done twice"
@@ -175,7 +195,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         known |= {"outcome": "skipped", "why": str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")}
     if report.failed:
         lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
-        known |= {"outcome": "failed", "why": lines[0].removeprefix("E").strip() if lines else "see the test's output"}
+        why = " ".join(line.removeprefix("E").strip() for line in lines)
+        known |= {"outcome": "failed", "why": why[:200] or "see the test's output"}
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -30,6 +30,7 @@ from tests.cluster.process import command_line, of_user, pids, wait_for
 from tests.cluster.runs import command, verb
 from tests.cluster.test_resume import ranks, steps
 from tests.faults import table
+from tests.faults.accounting import accounted
 from tests.verify import problems
 
 USER = "pkalice"
@@ -333,19 +334,12 @@ class Soak:
         return twice
 
     def once(self) -> None:
-        """By accounting, which lags: of each key exactly one job."""
-        names: dict[str, set[str]] = {}
-        ours = tuple(one.run.name for one in self.pipelines if one.run is not None)
-        for _ in range(30):
-            rows = self.slurm.ask("sacct", "-X", "-P", "-n", "-D", "-u", USER, "-o", "JobName,JobID,State").splitlines()
-            rows = [row for row in rows if row.startswith(ours)]
-            if not any(row.endswith(("PENDING", "RUNNING")) for row in rows):
-                break
-            time.sleep(1)
-        else:
-            self.wrong.append(f"accounting has jobs that go on: {[row for row in rows if row.endswith('ING')]}")
-        for name, number, _ in (row.split("|") for row in rows):
-            names.setdefault(name, set()).add(number)
+        """Of each key exactly one job."""
+        try:
+            names = accounted(self.slurm, [one.run.name for one in self.pipelines if one.run is not None])
+        except AssertionError as error:
+            self.wrong.append(str(error))
+            return
         self.wrong += [f"{name}: jobs {sorted(ids)}" for name, ids in names.items() if len(ids) > 1]
 
     def left(self, tmp: set[Path], mounts: str) -> list[str]:

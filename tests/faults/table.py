@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -53,7 +54,7 @@ def write(results: Json) -> None:
 
 
 def text(results: Json) -> str:
-    """Pure."""
+    """With the rows that results.json has, and those of tests/ that it has not."""
     rows = sorted(results["rows"].items(), key=lambda pair: (_order(pair[1]["number"]), pair[0]))
     run = [(nodeid, values) for nodeid, values in rows if values["outcome"] != "skipped"]
     dates = sorted({values["date"] for _, values in run})
@@ -89,15 +90,29 @@ def _line(nodeid: str, values: Json) -> str:
 
 
 def _not_run(rows: list[tuple[str, Json]]) -> list[tuple[str, str]]:
-    there = {values["number"] for _, values in rows}
-    wanted = map(str, MATRIX)
+    there = {nodeid.partition("[")[0] for nodeid, _ in rows}
     skipped = [(f"{v['number']} {v['fault']}", v.get("why") or "skipped") for _, v in rows if v["outcome"] == "skipped"]
-    missing = ", ".join(number for number in wanted if number not in there)
+    known = declared()
+    missing = [f"{number} {fault}" for nodeid, (number, fault) in sorted(known.items()) if nodeid not in there]
+    without = [str(number) for number in MATRIX if str(number) not in {number for number, _ in known.values()}]
     return [
         *NOT_RUN.items(),
         *skipped,
-        *([(missing, "not in the sessions that this table is made of")] if missing else []),
+        *((what, "not in the sessions that this table is made of") for what in missing),
+        *([(", ".join(without), "no test")] if without else []),
     ]
+
+
+def declared() -> dict[str, tuple[str, str]]:
+    """Number and fault of every row that there is, by its test's id."""
+    found = {}
+    for file in sorted((RESULTS.parents[2] / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.row":
+                    number, fault = (str(ast.literal_eval(one)) for one in mark.args[:2])
+                    found[f"{file.relative_to(RESULTS.parents[2])}::{node.name}"] = (number, fault)  # type: ignore[union-attr]
+    return found
 
 
 def _order(number: str) -> tuple[bool, str, int]:

@@ -74,7 +74,8 @@ def test_a_node_that_dies(slurm: Cluster, row: Row, kind: str) -> None:
     "started again elsewhere; what was cut off finds the newer attempt on the shared disk, and ends before that one's "
     "first step",
     within=150,
-    repeated=400,  # to the cut-off attempt's last step: it saves every five, and goes on until the next one begins
+    # it saves every five steps, and goes on (four steps a second) until it sees the next one, which has chosen by then
+    repeated=20,
 )
 def test_a_cable_that_is_pulled(slurm: Cluster, row: Row) -> None:
     run = launched(slurm, "cluster.env.STANDIN_TRAIN=steps:400", "nodes=1")

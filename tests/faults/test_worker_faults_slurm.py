@@ -187,7 +187,7 @@ def test_a_clock_that_jumps_while_it_waits(slurm: Cluster, row: Row) -> None:
     row.work(run, 40)
 
 
-@pytest.mark.row("38", "two retries at once, on two hosts", "one submits, the other says who", repeated=1)
+@pytest.mark.row("38", "two retries at once, on two hosts", "one submits, the other says why not", repeated=1)
 def test_two_hosts_at_once(slurm: Cluster, row: Row) -> None:
     run = launched(slurm, "pipeline=train", "cluster.env.STANDIN_PREPARE=fail")
     ended(slurm, run)
@@ -203,6 +203,8 @@ def test_two_hosts_at_once(slurm: Cluster, row: Row) -> None:
         both.append(subprocess.Popen(entered, env=env, text=True, **pipes))  # type: ignore[call-overload]
     said = [process.communicate(timeout=90)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], said
+    refused = next(words for process, words in zip(both, said, strict=True) if process.returncode == 2)
+    assert "another command is submitting" in refused or "still waits or runs" in refused, said
     ended(slurm, run)
     assert sent(slurm, run) == ["prepare", "prepare-r1", "train", "train-r1"]
     row.final("one job each")

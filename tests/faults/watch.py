@@ -12,7 +12,10 @@ from tests.cluster.fixture import Cluster
 
 
 class Watch:
-    """with Watch(slurm, run) as watch: …; then ``watch.states("train")`` are those that were shown, in order."""
+    """with Watch(slurm, run) as watch: …; then ``watch.states("train")`` are those that were shown, in order.
+
+    It ends with an error where `status` was refused, or never came to answer.
+    """
 
     def __init__(self, slurm: Cluster, run: Path, every: float = 0.5) -> None:
         self._slurm, self._run, self._every = slurm, run, every
@@ -25,9 +28,12 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, raised: object, *_: object) -> None:
         self._over.set()
-        self._thread.join(120)
+        self._thread.join(130)  # a command has 120 s
+        if raised is None:
+            assert not self._thread.is_alive(), "the last `status` does not end"
+            assert not self.problems and self.seen, ("`status` said nothing", self.problems)
 
     def _look(self) -> None:
         while not self._over.is_set():

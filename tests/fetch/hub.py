@@ -50,6 +50,7 @@ class Hub:
     slow: float = 0.0  # seconds between pieces of weights
     no_ranges: bool = False
     elsewhere: str = ""  # weights lie on this other host
+    rows: list[object] | None = None  # what is listed instead
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
 
@@ -105,16 +106,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"Code": 10010205001, "Message": "no such model"}, 404)
         if path == f"/api/v1/models/{NAME}/repo/files":
             assert query == {"Revision": "master", "Recursive": "True"}
-            rows = [self._row(name) for name in hub.files]
-            return self._json({"Code": 200, "Data": {"Files": [{"Path": "onnx", "Type": "tree", "Size": 0}, *rows]}})
-        if path == f"/api/models/{NAME}/revision/main":
+            rows = [{"Path": "onnx", "Type": "tree", "Size": 0}, *(self._row(name) for name in hub.files)]
+            return self._json({"Code": 200, "Data": {"Files": rows if hub.rows is None else hub.rows}})
+        if path in (f"/api/models/{NAME}/revision/main", f"/api/models/{NAME}/revision/{COMMIT}"):
             return self._json({"sha": COMMIT})
         if path == f"/api/models/{NAME}/tree/{COMMIT}":
             # two pages; the link names the original's host, as a mirror's may
             names = list(hub.files)
             link = f'<https://huggingface.co{url.path}?recursive=true&cursor=2>; rel="next"'
             part, more = (names[2:], {}) if "cursor" in query else (names[:2], {"Link": link})
-            return self._json([self._entry(name) for name in part], 200, more)
+            return self._json([self._entry(name) for name in part] if hub.rows is None else hub.rows, 200, more)
         if file and hub.elsewhere and not path.startswith("/cdn/") and file.endswith(".safetensors"):
             return self._json({}, 302, {"Location": f"{hub.elsewhere}/cdn/{file}"})
         return self._send(file)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 
 from pkuslurm import cli
 from pkuslurm import fetch as verb
+from pkuslurm.errors import PkuslurmError
 from pkuslurm.fetch import place, web
 from pkuslurm.preflight.models import check_model, find_model
 from tests.conftest import Ended, environment
@@ -182,6 +186,26 @@ def test_a_server_error_in_the_middle_of_a_file_is_passed_over(hub: Hub, fetch: 
     assert fetch(NAME).code == 0
 
 
+def test_a_redirect_that_is_not_safe_is_refused_at_once(hub: Hub, fetch: Fetch) -> None:
+    hub.elsewhere = "ftp://there"
+    ended = fetch(NAME)
+    assert (
+        ended.code == 2
+        and "it leads to ftp://there, which is not safe" in ended.err
+        and len(hub.headers_of("?model.safetensors")) == 1
+    )
+    with pytest.raises(PkuslurmError, match="it leads to http://there, which is not safe"):
+        plain = urllib.request.Request("https://hub.example/a")
+        web._Redirects().redirect_request(plain, io.BytesIO(), 302, "", {}, "http://there/b")
+
+
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_rows_that_are_no_files_are_refused(source: str, hub: Hub, fetch: Fetch) -> None:
+    hub.rows = ["config.json"]
+    ended = fetch(NAME, "--from", source)
+    assert ended.code == 2 and "it lists something else than files, ['config.json']" in ended.err
+
+
 HOSTILE = ["../escaped.json", "/etc/escaped.json", "a/../../b.json", "a//b.json", "a\\b.json", "a\nb.json", "./c.json"]
 
 
@@ -235,14 +259,39 @@ def test_shards_of_the_index_and_code_where_it_is_asked_for(hub: Hub, weird: Pat
     hub.files["consolidated.safetensors"] = b"the same once more"
     hub.files["model.safetensors.index.json"] = b'{"weight_map": {"a": "m-1.safetensors"}}'
     hub.files["config.json"] = b'{"model_type": "qwen3", "auto_map": {"AutoModel": "modeling_qwen.Model"}}'
-    plain = fetch(NAME)
-    assert plain.code == 0 and "brings code of its own" in plain.err
     code = fetch(NAME, "--code", "--to", "code")
     assert code.code == 0 and "brings code" not in code.err
-    assert {path.name for path in (weird / "code").iterdir()} - {path.name for path in Path(plain.last).iterdir()} == {
-        "modeling_qwen.py"
-    }
-    assert not (weird / "code" / "consolidated.safetensors").exists()
+    assert {path.name for path in (weird / "code").iterdir()} == {
+        "config.json", "tokenizer.json", "model.safetensors.index.json", "m-1.safetensors", "modeling_qwen.py",
+        ".pkuslurm-fetch.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_code_comes_later_beside_a_model_that_is_there(source: str, hub: Hub, weird: Path, fetch: Fetch) -> None:
+    """By the very line that the warning names."""
+    hub.files |= {"sub/more.py": b"1", "mine.py": b"theirs"}
+    hub.files["config.json"] = b'{"model_type": "qwen3", "auto_map": {"AutoModel": "modeling_qwen.Model"}}'
+    first = fetch(NAME, "--from", source, "--to", "a b")
+    (line,) = [line for line in first.err.splitlines() if "brings code of its own" in line]
+    words = shlex.split(line.partition(", then ")[2].partition(", and model.")[0])
+    assert words[1:4] == ["-m", "pkuslurm", "fetch"] and words[-1] == "--code"
+    assert not list((weird / "a b").rglob("*.py"))
+    (weird / "a b" / "mine.py").write_bytes(b"my own")
+    hub.asked.clear()
+    later = fetch(*words[4:])
+    assert later.code == 0 and later.out == first.out, later.err
+    assert {path.name: path.read_bytes() for path in (weird / "a b").rglob("*.py")} == {
+        "modeling_qwen.py": b"raise SystemExit", "more.py": b"1", "mine.py": b"my own",
+    }  # fmt: skip
+    assert not any(path.endswith((".safetensors", "config.json")) for path, _ in hub.asked)
+    assert "all code that" in fetch(*words[4:]).err and [path.name for path in weird.iterdir()] == ["a b"]
+    (weird / "a b" / "mine.py").unlink()
+    record = weird / "a b" / ".pkuslurm-fetch.json"
+    record.write_text(record.read_text(encoding="utf-8").replace(f'"{COMMIT}"', '"v1"').replace('"master"', '"v1"'))
+    other = fetch(*words[4:], "--revision", "master" if source == "modelscope" else "main")
+    assert other.code == 2 and "the model there is revision v1, not" in other.err
+    assert not (weird / "a b" / "mine.py").exists()
 
 
 def test_no_network_says_what_to_copy_where(fetch: Fetch, weird: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +374,9 @@ def test_ctrl_c_ends_it_and_a_second_one_beside_it_is_refused(hub: Hub, weird: P
     [
         (["Qwen3-0.6B"], "a model's id is wanted, OWNER/NAME"),
         (["../x"], "a model's id is wanted"),
+        (["https://h/../x"], "a model's id is wanted"),
+        (["https://huggingface.co/datasets/a/b"], "this is no model's page; only models are fetched"),
+        ([NAME, "--from", "https://[x"], "no hub can have this address"),
         ([NAME, "--from", "github"], "--from github: it is modelscope, huggingface, or a mirror's address"),
         ([], "the following arguments are required: MODEL"),
         ([NAME, "more"], "not understood"),

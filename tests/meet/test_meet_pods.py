@@ -50,15 +50,20 @@ def test_two_applications_from_an_empty_folder_to_the_report(pods: list[Pod]) ->
         terminal.send(signal.SIGHUP)  # the browser's tab is closed
     third = pods[2].launch()
     follower = pods[2].verb("logs", "-f", run.path)
+    second = pods[2].verb("retry", run.path)
     looked = pods[2].verb("status", run.path, "--json")
     assert looked.ended() == 0
     now = json.loads(looked.out)
     assert (now["state"], now["jobs"][1]["state"]) == ("RUNNING", "RUNNING"), now
+    assert second.ended() == 2 and f"it is at work on {pods[first].name}; wait, or cancel" in second.err, second.err
     assert third.ended() == 2 and "that many have come together already with" in third.err, third.err
     assert [terminal.ended() for terminal in pair] == [0, 0], pair[0].err + pair[1].err
     assert follower.ended() == 0 and "train COMPLETED" in follower.out
 
     assert pair[0].run == pair[1].run == run.path
+    for pod in pods[:2]:
+        known = pod.home / "state" / "pkuslurm" / "run_roots"
+        assert known.read_text(encoding="utf-8") == f"{run.path.parent}\n", "its name alone finds it on each pod"
     for rank, pod in ((0, pods[first]), (1, pods[1 - first])):
         seen = view(run, rank)
         assert (seen["NODE_RANK"], seen["MASTER_ADDR"]) == (str(rank), pods[first].address)

@@ -14,7 +14,7 @@ import pytest
 
 from pkuslurm.payload import infer, models
 from tests.payload import small_models
-from tests.payload.small_models import KINDS, PROMPTS, TEMPLATES, Flow, infer_job, start
+from tests.payload.small_models import KINDS, PROMPTS, TEMPLATES, Flow, infer_job, merge_job, start
 
 WEIRD = "a 'quoted\" $(touch x) 我的 模型"
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -39,6 +39,36 @@ def model(tmp_path: Path) -> Path:
 
 
 # --- real models
+
+
+@pytest.mark.real
+def test_code_beside_a_model_is_run_neither_by_merge_nor_by_infer(flows: dict[str, Flow], tmp_path: Path) -> None:
+    """*.py that a tokenizer's and, of those that are asked, a model's config names; pickles beside the adapter."""
+    flow, canary = flows["llama"], tmp_path / "ran"
+    base, adapter, run = (tmp_path / name for name in ("base", "adapter", "run"))
+    shutil.copytree(flow.base, base)
+    shutil.copytree(flow.adapter, adapter)
+    for name in ("training_args.bin", "optimizer.pt", "rng_state.pth"):
+        (adapter / name).write_bytes(f"cos\nmkdir\n(V{canary}\ntR.".encode())  # a pickle that makes the folder
+    named(base, canary, "tokenizer_config.json", {"AutoTokenizer": ["tokenization_evil.Evil", None]})
+    ended = start(merge_job(run, base, adapter, export_size=1))
+    assert ended.returncode == 0 and not canary.exists(), ended.stderr
+    for folder in (base, run / "merged"):
+        named(
+            folder, canary, "config.json", {"AutoConfig": "model_evil.Evil", "AutoModelForCausalLM": "model_evil.Evil"}
+        )
+    ended = start(infer_job(run, TEMPLATES["llama"], run / "merged", base, adapter))
+    assert ended.returncode == 0 and not canary.exists(), ended.stderr
+    answers = [json.loads(line) for line in (run / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert answers == flow.answers()
+
+
+def named(folder: Path, canary: Path, file: str, auto_map: dict[str, Any]) -> None:
+    """Code that makes ``canary``, and a config that asks for it."""
+    for name in ("model_evil", "tokenization_evil"):
+        (folder / f"{name}.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n", encoding="utf-8")
+    known = json.loads((folder / file).read_text(encoding="utf-8"))
+    (folder / file).write_text(json.dumps(known | {"auto_map": auto_map}), encoding="utf-8")
 
 
 @pytest.mark.real

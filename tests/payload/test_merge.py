@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pkuslurm.payload import export, merge, merge_files, models
+from pkuslurm.payload import __main__ as entry
+from pkuslurm.payload import export, merge, merge_files, models, shares
 from tests.payload import small_models
 from tests.payload.small_models import KINDS, Flow, merge_job, start
 
@@ -293,6 +297,96 @@ def test_a_failed_rename_puts_the_old_one_back(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         merge_files.swap(tmp_path / ".merged.tmp-absent", merged)
     assert tree(tmp_path) == {"merged/old": b"old"}
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_folder_outside_of_the_run_is_the_run_s_once_its_link_says_so(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    """Killed right after the swap, it is taken up again; a link to another folder does not make it ours."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    job = merge_job(run, *folders)
+    job["payload"] |= {"merged": str(outside), "link": str(run / "merged")}
+    monkeypatch.setattr(merge, "_merge", fake_merge(None))
+    if other:
+        (run / "merged").symlink_to(tmp_path / "another")
+        outside.mkdir()
+        (outside / "theirs").write_bytes(b"theirs")
+        with pytest.raises(SystemExit):
+            merge.main(job)
+        assert tree(outside) == {"theirs": b"theirs"} and (run / "merged").readlink() == tmp_path / "another"
+        return
+
+    def killed(temporary: Path, merged: Path) -> None:
+        merge_files.swap(temporary, merged)
+        os._exit(9)
+
+    if (process := os.fork()) == 0:
+        merge.swap = killed
+        merge.main(job)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    merge.main(job)
+    assert tree(run / "merged") == {"model.safetensors": b"new"}
+
+
+def test_somebody_else_s_folder_that_came_meanwhile_is_not_overwritten(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    job = merge_job(run, *folders)
+    job["payload"] |= {"merged": str(outside), "link": str(run / "merged")}
+
+    def merged(*_: Any) -> dict[str, Any]:
+        outside.mkdir()
+        (outside / "theirs").write_bytes(b"theirs")
+        return {}
+
+    monkeypatch.setattr(merge, "_merge", merged)
+    with pytest.raises(SystemExit):
+        merge.main(job)
+    assert tree(outside) == {"theirs": b"theirs"} and not (run / "merged").is_symlink()
+
+
+def test_of_a_full_disk_one_share_tells_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the first one says."""
+
+    def one() -> None:
+        raise ValueError("not a tensor")
+
+    def two() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/runs/merged/model.safetensors")
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(OSError, match="No space left on device: '/runs/merged/model") as told:
+        shares.in_shares(lambda: [one, two])
+    assert told.value.errno == errno.ENOSPC
+    with pytest.raises(shares.Failed, match="not a tensor"):
+        shares.in_shares(lambda: [one, one])
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_words_of_a_full_disk_name_the_run_only_where_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], full: bool
+) -> None:
+    """NCCL's are of /dev/shm."""
+    nccl = "ncclSystemError: Error while creating shared memory segment: No space left on device"
+
+    def failing(job: dict[str, Any]) -> None:
+        raise RuntimeError(nccl)
+
+    file = tmp_path / "jobs" / "merge.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"run_dir": str(tmp_path), "payload": {}}))
+    entry._register(Path(entry.__file__).parent)
+    parts = {name: importlib.import_module(f"{entry.PACKAGE}.{name}") for name in ("files", "merge")}
+    monkeypatch.setattr(parts["merge"], "main", failing)
+    monkeypatch.setattr(parts["files"], "lack", lambda folder: f"{folder}: No space left on device" if full else None)
+    with pytest.raises(SystemExit) as ended:
+        entry.main(["merge", str(file)])
+    said = capsys.readouterr().err
+    assert "Traceback" in said and nccl in said
+    assert ended.value.code == (2 if full else 1)
+    assert (f"pkuslurm: merge: {tmp_path}: No space left on device ({nccl})" in said) == full
 
 
 # --- refusals

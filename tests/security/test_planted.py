@@ -16,8 +16,9 @@ import pytest
 from pkuslurm import cli
 from pkuslurm.rundir import write_json
 from tests import standin_run, verify
-from tests.conftest import REPO, WEIRD, environment
+from tests.conftest import REPO, WEIRD
 from tests.conftest import run as command
+from tests.preflight.test_models import safetensors
 from tests.read import fake_run, fake_sweep
 from tests.read.test_report import VOID, Page
 from tests.standin_run import Made
@@ -81,9 +82,8 @@ def test_nobody_else_can_read_it_under_umask_000(made: Made) -> None:
 
 
 def test_a_planted_pickle_is_not_read(made: Made, tmp_path: Path) -> None:
-    """Where submitit, the trainer and the hub would look for one."""
-    run = made.copied(tmp_path)
-    canary = tmp_path / "ran"
+    """Where submitit, the trainer and the hub would look for one; by verbs that have something to do."""
+    run, canary = made.path, tmp_path / "ran"
     places = ("logs/.slurm/1_0_result.pkl", "logs/.slurm/1_submitted.pkl", "adapter/training_args.bin")
     places += (
         "adapter/adapter_model.bin",
@@ -92,19 +92,31 @@ def test_a_planted_pickle_is_not_read(made: Made, tmp_path: Path) -> None:
         "merged/pytorch_model.bin",
     )
     places += ("adapter/checkpoint-3/optimizer.pt", "adapter/checkpoint-3/rng_state_0.pth", "results/infer.pkl")
-    for name in places:
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_bytes(pickle.dumps(Canary(canary)))
-    for verb in (*READING, "retry", "merge", "infer", "cancel"):
-        assert made.verb(verb, run).code in (0, 2)
+    with standin_run.kept(run):
+        for name in places:
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_bytes(pickle.dumps(Canary(canary)))
+        (run / "done" / "infer.json").unlink()
+        for verb in ("retry", "cancel", *READING):
+            ended = made.verb(verb, run)
+            assert ended.code == 0, (verb, ended)
+        assert (run / "done" / "infer.json").exists(), "retry has done it again"
+        for kind in ("merge", "infer"):
+            before = (run / "done" / f"{kind}.json").read_bytes()
+            ended = made.verb(kind, run, "--force")
+            assert ended.code == 0 and (run / "done" / f"{kind}.json").read_bytes() != before, ended
     assert not canary.exists()
-    with pytest.raises(FileExistsError):
-        for _ in range(2):  # it would have run
-            pickle.loads((run / places[0]).read_bytes())
+    pickle.loads((run / places[0]).read_bytes())
+    assert canary.is_dir(), "it would have run"
+    for name in places:
+        (run / name).unlink(missing_ok=True)  # merge has put another folder in the place of its own
 
 
 def test_code_beside_a_model_is_not_run(tmp_path: Path) -> None:
-    """modeling_*.py that config.json asks for, a chat template that reaches for the system: at launch both are data."""
+    """modeling_*.py that config.json asks for, a chat template that reaches for the system: at launch both are data.
+
+    Of merge and infer: tests/payload/test_infer.py.
+    """
     model, canary = tmp_path / "model", tmp_path / "ran"
     model.mkdir()
     auto = {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}
@@ -115,11 +127,14 @@ def test_code_beside_a_model_is_not_run(tmp_path: Path) -> None:
     evil = "{{ cycler.__init__.__globals__.os.mkdir('" + str(canary) + "') }}"
     tokenizer = {"chat_template": evil, "auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}}
     (model / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    env = environment(tmp_path, PKUSLURM_CACHE=str(tmp_path / "cache"))
-    for more in ([], ["dry_run=true"], ["dry_run=true", "model.template=qwen"]):
-        ended = command([f"model.path={model}", *more], tmp_path, env)
-        assert ended.code in (0, 2) and "Traceback" not in ended.err and not canary.exists(), ended
-    assert "trust_remote_code" not in ended.out or "trust_remote_code: true" not in ended.out
+    (model / "tokenizer.json").write_text("{}", encoding="utf-8")
+    safetensors(model / "model.safetensors")
+    made = standin_run.make(tmp_path, f"model.path={model}", "model.template=qwen")
+    assert made.ended.code == 0 and not canary.exists(), made.ended
+    for more in (["model.template=qwen"], ["model.template=qwen", "model.trust_remote_code=true"]):
+        ended = command([f"model.path={model}", "dry_run=true", *more], tmp_path, made.env)
+        assert ended.code == 0 and not canary.exists(), ended
+        assert ("\ntrust_remote_code: true\n" in ended.out) == (len(more) > 1), "what LLaMA-Factory is told"
 
 
 def test_a_chat_template_cannot_reach_the_system(tmp_path: Path) -> None:

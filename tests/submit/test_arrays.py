@@ -16,6 +16,8 @@ from pkuslurm.compose import compose_sweep
 from pkuslurm.errors import PartlySubmitted
 from pkuslurm.plan.chains import Chain
 from pkuslurm.points import ready
+from pkuslurm.retry import retry
+from pkuslurm.rundir import write_json, write_text
 from pkuslurm.slurm import commands
 from pkuslurm.slurm.commands import Answer
 from pkuslurm.slurm.parse import Row
@@ -25,6 +27,8 @@ from pkuslurm.submit.arrays import send
 from pkuslurm.submit.slurm import Full, Refused, Submission
 from pkuslurm.submit.sweep_queue import living
 from pkuslurm.sweepdir import SweepDir, load
+from pkuslurm.worker import marker
+from pkuslurm.worker.unpack import unpack
 
 SWEEP_ID = "20260101-000000-sweep-0000"
 SIX = ("train.learning_rate=1e-5,5e-5,1e-4", "train.lora_rank=8,16")
@@ -44,6 +48,7 @@ class Job:
     at_once: int | None
     text: str
     alive: bool = True
+    over: set[int] = field(default_factory=set)
 
     def __str__(self) -> str:
         """key[elements] <- dependency, without the sweep's id."""
@@ -61,6 +66,7 @@ class Queue:
     kill_after: int = 0
     jobs: list[Job] = field(default_factory=list)
     asked: int = 0
+    released: list[str] = field(default_factory=list)
 
     def sbatch(self, submission: Submission, text: str, again: bool = True) -> str:
         self.asked += 1
@@ -72,7 +78,7 @@ class Queue:
         if sum(job.count or 1 for job in self.living) + (count or 1) > self.most:
             raise Full("QOSMaxSubmitJobPerUserLimit")
         at_once = submission.array.at_once if submission.array else None
-        job_id = str(100 + len(self.jobs))
+        job_id = str(100 + max((int(job.id) - 99 for job in self.jobs), default=0))
         self.jobs.append(Job(job_id, submission.key, submission.dependency, submission.hold, count, at_once, text))
         if self.asked == self.kill_after:
             raise Killed
@@ -87,10 +93,11 @@ class Queue:
         return [str(job) for job in self.living]
 
     def rows(self, job: Job) -> Iterable[Row]:
-        state = "PENDING" if job.alive else "CANCELLED"
         for index in range(job.count or 1):
+            state = ("FAILED" if index in job.over else "PENDING") if job.alive else "CANCELLED"
             job_id = f"{job.id}_{index}" if job.count else job.id
-            yield Row(job_id, job.key, state, state)
+            reason = "JobHeldUser" if job.held else "Dependency"
+            yield Row(job_id, job.key, state, state, reason=reason, nodes="node1" if index in job.over else "")
 
     def answer(self, jobs: Iterable[Job]) -> Answer:
         return Answer({row.job_id: row for job in jobs for row in self.rows(job)}, True)
@@ -100,14 +107,26 @@ class Queue:
         return [job for job in self.jobs if job.id in wanted]
 
     def cancel(self, ids: Iterable[str]) -> None:
-        for job in self.by_id(ids):
+        for one in ids:
+            (job,) = self.by_id([one])
             assert job.held or job.dependency, f"{job} may run already"
-            job.alive = False
+            element = one.partition("_")[2]
+            job.over |= {int(element)} if element else set()
+            job.alive = bool(element) and len(job.over) < (job.count or 1)
 
     def release(self, job_id: str) -> None:
         (job,) = self.by_id([job_id])
-        assert job.alive
+        assert job.alive and job.key.startswith(SWEEP_ID)
         job.held = False
+        self.released.append(job_id)
+
+    def named(self, word: str) -> Job:
+        return next(job for job in self.living if word in job.key)
+
+    def lose(self, word: str) -> None:
+        """Its controller was started anew, and has given the id to somebody else's."""
+        job = self.named(word)
+        job.key = "another"
 
 
 @pytest.fixture
@@ -323,3 +342,136 @@ def test_scripts_are_bash(tmp_path: Path, queue: Queue) -> None:
     for job in queue.jobs:
         done = subprocess.run(["bash", "-n"], input=job.text, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, ""), job
+
+
+# What Slurm has lost, and what a launcher that was killed left behind.
+
+
+def killed(queue: Queue, monkeypatch: pytest.MonkeyPatch, after: bool = False) -> None:
+    """The next launcher is killed when all is submitted: before it lets that go, or before it has written that down."""
+
+    def release(job_id: str) -> None:
+        monkeypatch.setattr(commands, "release", queue.release)
+        if after:
+            queue.release(job_id)
+        raise Killed
+
+    monkeypatch.setattr(commands, "release", release)
+
+
+def elements(queue: Queue, kind: str) -> int:
+    return sum((job.count or 1) - len(job.over) for job in queue.living if f"-{kind}" in job.key)
+
+
+@pytest.mark.parametrize("kind", ["train", "merge", "infer"])
+def test_an_array_that_slurm_has_lost_takes_its_group_along(
+    tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    home, todo = make(tmp_path, *SIX)
+    killed(queue, monkeypatch)
+    with pytest.raises(Killed):
+        submit(home, todo)
+    queue.lose(f"-{kind}")
+    assert sweep.go_on(home) == []
+    assert [elements(queue, kind) for kind in ("train", "merge", "infer")] == [6, 6, 6]
+    assert not any(job.held for job in queue.living if job.key != "another")
+    assert queue.named("another").alive, "under its id is somebody else's job"
+    keys = [job.key for job in queue.living]
+    assert sweep.go_on(home) == [] and [job.key for job in queue.living] == keys, "nothing twice"
+
+
+def test_what_was_let_go_and_failed_is_not_lost(tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher was killed after it had let the arrays go; nothing that runs is cancelled (``Queue.cancel``)."""
+    home, todo = make(tmp_path, *SIX)
+    killed(queue, monkeypatch, after=True)
+    with pytest.raises(Killed):
+        submit(home, todo)
+    train = queue.named("-train")
+    queue.jobs.remove(train)  # forgotten after five minutes
+    for point in "012345":
+        write_json(home.point(int(point)).state("train"), {"attempt": 1, "state": "FAILED"})
+    queue.named("-merge").over |= {0}
+    assert sweep.go_on(home) == []
+    assert [elements(queue, kind) for kind in ("train", "merge", "infer")] == [6, 6, 6]
+    assert not any(job.held for job in queue.living) and queue.named("-train").dependency == "afterok:100_0"
+
+
+def test_what_waits_for_a_training_that_failed_is_sent_again_with_it(tmp_path: Path, queue: Queue) -> None:
+    """Of its point alone."""
+    home = submitted(tmp_path, *SIX)
+    train, merge, infer = (queue.named(f"-{kind}") for kind in ("train", "merge", "infer"))
+    train.over |= {2}
+    assert sweep.go_on(home, room=1) == [] and not merge.over, "who feeds the rest in retries nothing"
+    assert sweep.go_on(home) == []
+    assert merge.over == infer.over == {2}
+    assert [elements(queue, kind) for kind in ("train", "merge", "infer")] == [6, 6, 6]
+    assert home.table(2).read_text(encoding="utf-8") == "2\n"
+
+
+def test_what_is_held_is_let_go_by_a_retry_with_one_call_an_array(tmp_path: Path, queue: Queue) -> None:
+    home = submitted(tmp_path, *SIX)
+    queue.released.clear()
+    train = queue.named("-train")
+    train.held = True  # by its user; or the controller has forgotten that it was let go
+    sweep.go_on(home, room=1)
+    assert train.held and queue.released == []
+    sweep.go_on(home)
+    assert not train.held and queue.released == [train.id]
+
+
+def test_the_report_is_looked_for_as_all_others(tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, todo = make(tmp_path, *SIX)
+
+    def sbatch(submission: Submission, text: str, again: bool = True) -> str:
+        job_id = queue.sbatch(submission, text)
+        if "-report" in submission.key:
+            queue.jobs[-1].key = "another"
+        return job_id
+
+    monkeypatch.setattr(slurm, "_sbatch", sbatch)
+    with pytest.raises(PartlySubmitted, match=r"has lost .*-report"):
+        submit(home, todo)
+    assert queue.released == []
+    monkeypatch.setattr(slurm, "_sbatch", queue.sbatch)
+    assert sweep.go_on(home) == []
+    assert queue.named("-report").key and not any(job.held for job in queue.living)
+
+
+@pytest.fixture
+def again(tmp_path: Path, queue: Queue) -> SweepDir:
+    """A sweep whose point 0 has failed as a whole, long ago; its data is there."""
+    home = submitted(tmp_path, *SIX)
+    share = home.shared(0)
+    write_text(share.data / "state.json", "{}")
+    marker.write(share, share.run_id, "prepare", 1, "100", [share.data / "state.json"])
+    for kind in ("prepare", "train", "merge", "infer"):
+        queue.named(f"-{kind}").over |= {0}
+    return home
+
+
+def alone_again(home: SweepDir) -> None:
+    unpack(home.point(0))
+    with pytest.raises(Killed):
+        retry(home.point(0))
+
+
+def test_a_point_that_was_half_sent_by_itself_is_let_go_when_all_of_it_is_there(again: SweepDir, queue: Queue) -> None:
+    queue.kill_after = queue.asked + 2
+    alone_again(again)
+    train = queue.named("/0-train")
+    assert train.held
+    queue.refuse = "/0-infer"
+    with pytest.raises(Refused):
+        sweep.go_on(again)
+    assert train.id not in queue.released and not train.alive, "nothing of it ever ran"
+
+
+def test_a_point_that_was_let_go_and_failed_is_sent_again(
+    again: SweepDir, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(queue, monkeypatch, after=True)
+    alone_again(again)
+    queue.jobs.remove(queue.named("/0-train"))  # failed, and forgotten
+    assert sweep.go_on(again) == []
+    assert [elements(queue, kind) for kind in ("train", "merge", "infer")] == [6, 6, 6]
+    assert not any("/0-" in job.key for job in queue.living), "what waited for it is taken away"

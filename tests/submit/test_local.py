@@ -16,7 +16,7 @@ import pytest
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, read_json, write_json
-from pkuslurm.submit import local
+from pkuslurm.submit import local, owner
 from pkuslurm.worker import processes
 from tests import conftest
 from tests.conftest import REPO, environment
@@ -168,10 +168,10 @@ def test_cancel_from_another_shell(weird: Path) -> None:
     run = make_run(weird, infer=SLEEP, report=OK)
     process = drive(run, "infer", "report")
     until(lambda: any("sleep" in line for line in left_running(run)))
-    assert local.cancel(run) is True
+    assert owner.cancel(run) is True
     assert end(process)[0] == 130
     assert states(run, "infer", "report") == ["CANCELLED", "CANCELLED"]
-    assert local.cancel(run) is False
+    assert owner.cancel(run) is False
 
 
 def test_a_sites_lines_run_before_the_job_and_end_it_in_words(weird: Path) -> None:
@@ -209,7 +209,7 @@ def test_another_users_run_is_not_signalled(weird: Path, monkeypatch: pytest.Mon
     write_json(run.run_json, document | {"launcher": {"host": host, "pid": victim.pid, "pid_start": seen.start}})
     monkeypatch.setattr(os, "getuid", lambda: run.path.stat().st_uid + 1)
     with pytest.raises(PkuslurmError, match="belongs to another user"):
-        local.cancel(run)
+        owner.cancel(run)
     assert victim.poll() is None
     victim.kill()
     victim.wait()
@@ -230,7 +230,7 @@ def test_a_reused_pid_is_not_signalled(weird: Path) -> None:
     document = json.loads(run.run_json.read_text(encoding="utf-8"))
     document["launcher"] = {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": 1}
     write_json(run.run_json, document)
-    assert local.cancel(run) is False
+    assert owner.cancel(run) is False
 
 
 def test_a_damaged_run_is_refused_in_words(weird: Path) -> None:
@@ -244,3 +244,48 @@ def test_a_damaged_run_is_refused_in_words(weird: Path) -> None:
 
     with pytest.raises(PkuslurmError, match="cannot be read"):
         local.run_jobs(run, ["infer"], Nobody())
+
+
+def elsewhere(run: RunDir, nonce: str) -> None:
+    """run.json as a launcher on another machine writes it."""
+    launcher = {"host": "elsewhere", "pid": 1, "pid_start": 1, "meeting": str(run.meeting), "nonce": nonce}
+    write_json(run.run_json, (read_json(run.run_json) or {}) | {"launcher": launcher})
+
+
+def test_who_was_quicker_while_the_dead_was_listened_to_keeps_the_run(
+    weird: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(weird, infer=OK)
+    elsewhere(run, "dead")
+
+    def listen(file: Path, nonce: str, seconds: float) -> bool | None:
+        if nonce == "dead":
+            elsewhere(run, "quick")
+            return None
+        return True
+
+    monkeypatch.setattr(owner.beats, "alive", listen)
+    with pytest.raises(PkuslurmError, match="at work on elsewhere"):
+        owner.take(run, {})
+    assert (read_json(run.run_json) or {})["launcher"]["nonce"] == "quick"
+
+
+def test_a_launcher_that_was_taken_for_dead_stops_and_leaves_the_run_to_the_next(weird: Path) -> None:
+    run = make_run(weird, infer=SLEEP)
+    write_json(run.run_json, (read_json(run.run_json) or {}) | {"executor": "meet"})
+    process = drive(run, "infer")
+    until(lambda: any("sleep" in line for line in left_running(run)))
+    elsewhere(run, "next")
+    code, text = end(process)
+    assert code != 0 and "another command on elsewhere took this launcher for dead" in text
+    assert left_running(run) == []
+    assert (read_json(run.run_json) or {})["launcher"]["nonce"] == "next"
+
+
+def test_a_wish_to_cancel_that_cannot_be_written_is_told(weird: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(weird, infer=OK)
+    elsewhere(run, "x")
+    run.meeting.parent.rmdir()
+    monkeypatch.setattr(owner.beats, "alive", lambda *_: True)
+    with pytest.raises(PkuslurmError, match="No such file or directory"):
+        owner.cancel(run)

@@ -14,7 +14,7 @@ import pytest
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, read_json, write_json
-from pkuslurm.submit import local, local_sweep
+from pkuslurm.submit import local_sweep, owner
 from pkuslurm.submit.sweep_lines import PLAIN_SECONDS, Lines, Work
 from pkuslurm.sweepdir import SweepDir
 from pkuslurm.worker import marker
@@ -263,7 +263,7 @@ def test_one_launcher_and_cancelling_from_another_shell(weird: Path) -> None:
     until(lambda: any("sleep" in line for line in left_running(sweep)))
     code, text = end(drive(sweep, 1))
     assert code == 2 and f"it is still running (pid {process.pid}); wait, or cancel it first" in text
-    assert local.cancel(sweep.point(0)) is True
+    assert owner.cancel(sweep.point(0)) is True
     until(lambda: "2 infer" in trace(sweep))  # the sweep goes on
     assert local_sweep.cancel_sweep(sweep) is True
     assert end(process)[0] == 130

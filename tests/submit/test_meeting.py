@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.read import living
 from pkuslurm.submit import meeting
 from pkuslurm.submit.meeting import Gathering, Guest, Host, Wish
 from pkuslurm.worker import beats
@@ -25,6 +28,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tenths instead of seconds."""
     monkeypatch.setattr(beats, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(beats, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(beats, "ABSENT_SECONDS", 0.3)
     monkeypatch.setattr(meeting, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(meeting, "PATIENCE", {"waiting": 0.8, "running": 1.5, "ended": 0.8})
 
@@ -251,3 +255,114 @@ def test_another_users_words_are_not_read(weird: Path, monkeypatch: pytest.Monke
     assert beats.read(file) == {}
     monkeypatch.setattr(beats.os, "geteuid", lambda: file.stat().st_uid + 1)
     assert beats.read(file) is None
+
+
+def test_one_alone_is_refused_by_whoever_is_there_and_exactly_one_follows_the_dead(folder: Path) -> None:
+    nodes = Nodes(folder)
+    nodes.start()
+    until_there(nodes.file)
+    with pytest.raises(PkuslurmError, match="is at it already"):
+        meeting.alone(nodes.file, lambda: False)
+    nodes.interrupted[0] = True
+    nodes.wait()
+    folder.mkdir(mode=0o700)
+    dead(nodes.file, "running")
+    found: list[object] = []
+
+    def come() -> None:
+        try:
+            found.append(meeting.alone(nodes.file, lambda: False))
+        except PkuslurmError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=come) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(type(one).__name__ for one in found) == ["Host", "PkuslurmError", "PkuslurmError"], found
+    for one in found:
+        if isinstance(one, Host):
+            one.close()
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_who_comes_as_a_waiting_host_leaves_goes_on(folder: Path, rank: int | None) -> None:
+    """The folder is gone by the time at which its request is put there."""
+    nodes = Nodes(folder)
+    nodes.start()
+    until_there(nodes.file)
+    guest = Gathering(nodes.file, replace(WISH, rank=rank), 10, print, lambda: False, "")
+    there = json.loads(nodes.file.read_text(encoding="utf-8"))
+    nodes.interrupted[0] = True
+    nodes.wait()
+    assert not folder.exists()
+    assert guest._ask(there) is None and folder.is_dir()
+    folder.rmdir()
+    if rank is None:
+        assert guest._try_to_host(None) is None and folder.is_dir()
+
+
+def test_on_a_full_disk_who_lives_is_still_heard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(folder / "meeting.json", WISH)
+    host.post.begin()
+    watch = beats.Watch(host.file)
+    watch.look()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(beats.os, "replace", full)
+    host.post.say(run="/a/run")
+    deadline = time.monotonic() + 5
+    while watch.moves < 3:
+        assert time.monotonic() < deadline, "it is silent"
+        time.sleep(0.02)
+        watch.look()
+    assert (watch.value or {})["run"] == "/a/run"
+    host.close()
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ENOENT])
+def test_a_hiccup_of_the_file_server_ends_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    host = Host(folder / "meeting.json", WISH)
+    host.post.begin()
+    watch = beats.Watch(host.file)
+    watch.look()
+
+    class Hidden(type(host.file)):  # type: ignore[misc]
+        def lstat(self) -> os.stat_result:
+            raise OSError(number, os.strerror(number))
+
+        def __fspath__(self) -> str:
+            return f"{host.file}-hidden"
+
+    watch.path = Hidden(host.file)
+    time.sleep(0.05)
+    watch.look()
+    assert watch.there and watch.value is not None
+    time.sleep(0.4)
+    watch.look()
+    assert watch.there is (number != errno.ENOENT)
+    host.close()
+
+
+def test_what_is_long_dead_is_not_listened_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead(folder / "meeting.json")
+    os.utime(folder / "meeting.json", (1, 1))
+    monkeypatch.setattr(beats.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    assert beats.alive(folder / "meeting.json", "dead", 30) is False
+    document = {"launcher": {"host": "gone", "meeting": str(folder / "meeting.json"), "nonce": "dead"}}
+    launched = living.launcher(document, "here")
+    assert living.worker({"host": "gone", "pid": 1, "pid_start": 1}, document, launched, "here") is False
+    assert living.worker({"host": "elsewhere", "pid": 1, "pid_start": 1}, document, launched, "here") is None
+    for file in list(folder.iterdir()):
+        file.unlink()
+    os.utime(folder, (1, 1))
+    assert beats.alive(folder / "meeting.json", "dead", 30) is False, "nor what is no longer there"
+
+
+def test_the_place_is_named_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(PkuslurmError, match=f"^run_root={tmp_path}/x: "):
+        meeting.folder(tmp_path / "x", "run_root")

@@ -262,3 +262,25 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(rundir, "write_json", full)
     with pytest.raises(PkuslurmError, match=r"train\.json: cannot be written: No space left"):
         save(tmp_path / "train.json", {})
+
+
+def test_the_last_word_on_a_full_disk_is_not_put_over_a_newer_attempt_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has come after the look at who has the run."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "train.json"
+    word = {"attempt": 1, "job_id": "7", "state": "FAILED"}
+    monkeypatch.setattr(rundir, "write_json", full)
+    for newer in ({"attempt": 2, "job_id": "7"}, {"attempt": 1, "job_id": "8"}):
+        file.write_text(json.dumps(newer))
+        with pytest.raises(OSError, match="No space left"):
+            rundir.write_last_word(file, word)
+        assert rundir.read_json(file) == newer
+    for older in ({"attempt": 0, "job_id": "6"}, {"attempt": 1, "job_id": "7"}):
+        file.write_text(json.dumps(older))
+        rundir.write_last_word(file, word)
+        assert rundir.read_json(file) == word

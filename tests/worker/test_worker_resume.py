@@ -196,6 +196,30 @@ def test_a_finished_training_without_a_marker_is_not_run_again(lab: Lab) -> None
     assert read_json(lab.run.done("train")) is not None
 
 
+def test_an_older_attempt_that_wakes_up_late_takes_nothing_back(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hung while it looked at the checkpoints, as it blamed a node, or in the very write."""
+    first, second = recorder(job, 1), recorder(job, 2)
+    look, file = attempts._train, job.run.attempt("train")
+
+    def hang(job: Job, value: dict[str, Any]) -> attempts.Decision:
+        monkeypatch.setattr(attempts, "_train", look)
+        attempts.decide(job, second, 1)
+        return look(job, value)
+
+    monkeypatch.setattr(attempts, "_train", hang)
+    with pytest.raises(attempts.Replaced) as error:
+        attempts.decide(job, first, 0)
+    assert error.value.attempt == 2
+    decided = read_json(file) or {}
+    attempts.blame(job, first, ["node7"])
+    assert read_json(file) == decided and decided["attempt"] == 2 and decided["decided"]
+    attempts.blame(job, second, ["node8"])
+    write_json(file, decided | {"attempt": 1})
+    assert attempts.taken(job, second) is None
+    assert read_json(file) == decided | {"bad_nodes": ["node8"]}, "the newer one has it again"
+    assert attempts.taken(job, first) == 2
+
+
 def test_an_older_attempt_makes_room(lab: Lab) -> None:
     """As after a pulled cable: both run, the newer takes over, the older ends and writes nothing more."""
     write = "open('adapter.txt', 'a').write('1\\n'); time.sleep(0.1)\n"

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from pkuslurm.rundir import RunDir, read_json
-from tests.meet.conftest import cables, pods  # noqa: F401  # fixtures
 from tests.meet.pods import Pod
 
 
 @pytest.mark.real
-def test_two_pods_to_the_report(pods: list[Pod], cache: Path) -> None:  # noqa: F811
+def test_two_pods_to_the_report(pods: list[Pod], cache: Path) -> None:
     quick = ("train.num_train_epochs=1", "infer.expect=null", "infer.prompts=[你是谁]", "infer.max_new_tokens=4")
     typed = ("cluster=scow", "cluster.accelerator=cpu", "model=tiny", "nodes=2", *quick, f"cache_root={cache}")
     meet = f"cluster.meet={pods[0].shared}"
