@@ -112,7 +112,7 @@ def plan(args: Mapping[str, Any], base: Path, adapter: Path) -> Plan:
     settings = _object(adapter / "adapter_config.json")
     dtype = _dtype(config)
     _check_keys(args, dtype)
-    _check_model(config)
+    _check_model(config, args.get("trust_remote_code") is True)
     _check_settings(settings)
     files = _files(base)
     _check_files(files, args.get("export_size", DEFAULT_SIZE), dtype)
@@ -156,8 +156,9 @@ def _check_keys(args: Mapping[str, Any], dtype: str) -> None:
         raise NotStreamable(f"infer_dtype {args['infer_dtype']} is not the base's")
 
 
-def _check_model(config: Mapping[str, Any]) -> None:
-    if config.get("auto_map"):
+def _check_model(config: Mapping[str, Any], trusted: bool) -> None:
+    # untrusted, that code is not loaded: it is a model that transformers knows, and the export would die of it
+    if config.get("auto_map") and trusted:
         raise NotStreamable("the base brings code of its own")
     if config.get("model_type") in _OTHER_WAY or not config.get("model_type"):
         raise NotStreamable(f"models of type {config.get('model_type')} keep their weights in another way")

@@ -118,7 +118,10 @@ class Hang:
         self._looked = now
         if seen != self._seen:
             if self._seen is not None and self._seen[1] is None and seen[1] is None:
-                self._slowest = max(self._slowest, now - self._since)
+                before, after = self._seen[0], seen[0]
+                # between two looks there may be many
+                steps = after - before if isinstance(before, int) and isinstance(after, int) else 1
+                self._slowest = max(self._slowest, (now - self._since) / max(steps, 1))
             self._seen, self._since = seen, now
         idle = now - self._since
         if seen[1] is not None or idle < max(self.seconds, SLOWER * self._slowest):

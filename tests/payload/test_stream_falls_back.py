@@ -92,7 +92,7 @@ Q = "base_model.model.model.layers.0.q_proj"
         ({"lora": {f"{Q}.lora_A.weight": (4, 32)}}, {}, "its layer has A"),
         ({"lora": LORA | {"base_model.model.lm_head.weight": (96, 32)}}, {}, "lm_head.weight is not the base's"),
         ({"config": {"quantization_config": {"bits": 4}}}, {}, "quantization_config"),
-        ({"config": {"auto_map": {"AutoModel": "x.Y"}}}, {}, "code of its own"),
+        ({"config": {"auto_map": {"AutoModel": "x.Y"}}}, {"trust_remote_code": True}, "code of its own"),
         ({"config": {"vision_config": {"depth": 4}}}, {}, "vision_config"),
         ({"config": {"model_type": "gpt2"}}, {}, "gpt2"),
         ({"config": {"torch_dtype": "float16"}}, {}, "in a model of float16"),
@@ -111,6 +111,10 @@ Q = "base_model.model.model.layers.0.q_proj"
 def test_it_falls_back(made: Made, changes: dict[str, Any], args: dict[str, Any], words: str) -> None:
     with pytest.raises((stream_plan.NotStreamable, KeyError), match=words):
         stream_plan.plan(ARGS | args, *made(**changes))
+
+
+def test_code_that_is_not_trusted_is_no_reason(made: Made) -> None:
+    assert stream_plan.plan(ARGS, *made({"auto_map": {"AutoModel": "x.Y"}})).changes
 
 
 @pytest.mark.parametrize("tied", [True, None])

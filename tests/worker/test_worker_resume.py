@@ -312,3 +312,9 @@ def test_what_is_a_hang(tmp_path: Path) -> None:
     assert watch.look() is None
     assert look(clock[0] + 600) is None
     assert look(clock[0] + 60) is not None
+
+    watch = Hang(file, 60, lambda: clock[0])
+    begun = clock[0]
+    for number in range(5):
+        assert look(begun + 20 * number, step=100 * number, phase=None) is None
+    assert look(begun + 80 + 61) is not None, "steps of 0.2 seconds, however seldom they are looked at"
