@@ -35,7 +35,7 @@ class Made:
 def standin(folder: Path) -> Path:
     """The program to be given as cluster.python."""
     program = folder / "standin"
-    program.write_text(f"#!{sys.executable}\n{STANDIN.read_text(encoding='utf-8')}", encoding="utf-8")
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STANDIN}" "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     return program
 

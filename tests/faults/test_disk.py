@@ -24,7 +24,9 @@ from tests.verify import problems
 FULL = "No space left on device"
 # what it does to the disk on which the run is, when a job of kind SPOIL begins, or in a checkpoint after step 10
 STANDIN = f"""\
-#!{sys.executable}
+#!/bin/sh
+'''exec' "{sys.executable}" "$0" "$@"
+' '''
 import os, subprocess, sys
 from pathlib import Path
 sys.path[:0] = [{str(REPO)!r}, {str(REPO / "tests" / "cluster")!r}]

@@ -116,7 +116,8 @@ def trainer(shared: Path) -> Path:
     """tests/cluster/standin.py as a program."""
     program = shared / "trainer"
     if not program.exists():
-        text = f"#!{sys.executable}\n" + Path(standin.__file__).read_text(encoding="utf-8")
+        # a script's first line takes no interpreter with a space in its path
+        text = f'#!/bin/sh\nexec "{sys.executable}" "{standin.__file__}" "$@"\n'
         aside = program.with_name(f".trainer.{os.getpid()}")
         aside.write_text(text, encoding="utf-8")
         aside.chmod(0o755)
