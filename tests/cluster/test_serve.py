@@ -106,14 +106,14 @@ def test_two_at_once_then_one_idle_and_one_killed(slurm: Cluster) -> None:
         assert set(states(ended(slurm, run)).values()) == {"COMPLETED"}
     node = slurm.nodes[2]
     there = (f"cluster.jobs.serve.nodelist={node}", "cluster.jobs.serve.gres=npu:1")  # on one node: the port is taken
-    told = [served(slurm, run, *there, *more) for run, more in zip(runs, (["idle_minutes=0.5"], []), strict=True)]
+    told = [served(slurm, run, *there, *more) for run, more in zip(runs, (["idle_minutes=1"], []), strict=True)]
     urls = [one["base_url"] for one in told]
     assert len(set(urls)) == 2 and len({url.rpartition(":")[0] for url in urls}) == 1, urls
     keys = [Path(one["key_file"]).read_text(encoding="utf-8").strip() for one in told]
     assert keys[0] != keys[1]
     assert [curl(slurm, "pkalice", f"{urls[1]}/models", key) for key in keys] == ["401", "200"]
 
-    found = until(slurm, runs[0], lambda now: job(now, "serve")["state"] in ENDED, "pkalice", 90)
+    found = until(slurm, runs[0], lambda now: job(now, "serve")["state"] in ENDED, "pkalice", 120)
     assert job(found, "serve")["state"] == "COMPLETED" and found["state"] == "COMPLETED"
     assert not (runs[0] / "state" / "serve.endpoint.json").exists()
     assert job(status(slurm, runs[1]), "serve")["state"] == "RUNNING" and len(queued(slurm)) == 1
