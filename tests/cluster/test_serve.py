@@ -13,7 +13,7 @@ import pytest
 
 from pkuslurm.worker.processes import descendants
 from tests.cluster.fixture import Cluster
-from tests.cluster.process import command_line, pids
+from tests.cluster.process import command_line, pids, wait_for
 from tests.cluster.runs import ENDED, THREADS, ended, job, launched, queued, states, status, until, verb
 
 OPENAI = """
@@ -116,7 +116,8 @@ def test_two_at_once_then_one_idle_and_one_killed(slurm: Cluster) -> None:
     found = until(slurm, runs[0], lambda now: job(now, "serve")["state"] in ENDED, "pkalice", 120)
     assert job(found, "serve")["state"] == "COMPLETED" and found["state"] == "COMPLETED"
     assert not (runs[0] / "state" / "serve.endpoint.json").exists()
-    assert job(status(slurm, runs[1]), "serve")["state"] == "RUNNING" and len(queued(slurm)) == 1
+    assert job(status(slurm, runs[1]), "serve")["state"] == "RUNNING"
+    wait_for(lambda: len(queued(slurm)) == 1, 30, "the first one's job to be gone")
 
     door = next(pid for pid in pids() if f"pkuslurm.serve {runs[1]}" in command_line(pid))
     engine = next(one.pid for one in descendants(door) if "__main__.py serve" in command_line(one.pid))

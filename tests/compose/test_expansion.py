@@ -57,7 +57,7 @@ WORDS = st.one_of(
 @pytest.fixture(scope="module")
 def loader() -> Iterator[Any]:
     roots = (presets.CONF.resolve(),)
-    with composition._hydra(roots, presets.Defaults()):
+    with composition._hydra(roots, presets.Defaults(), {}):
         yield GlobalHydra.instance().config_loader()
 
 

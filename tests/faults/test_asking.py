@@ -206,6 +206,7 @@ def test_slurm_and_the_worker_disagree(slurm: Cluster, row: Row) -> None:
     found = ended(slurm, bad)
     assert job(found, "train")["state"] == "FAILED"
     assert shown(slurm, bad, env) == states(found)
+    wait_for(lambda: not queued(slurm), 30, "Slurm's own word")  # the worker's is there a moment before
     (bad / "state" / "train.json").unlink()  # not even the worker's word is left
     assert shown(slurm, bad, env) == states(found)
     assert shown(slurm, bad, other)["prepare"] == "COMPLETED"
