@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.fetch import place
@@ -53,15 +53,15 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """The verb. Prints the model's folder; everything else goes to stderr."""
     del rest
     environ = os.environ
-    model, source = _named(arguments.model, arguments.source)
+    model, source, revision = _named(arguments.model, arguments.source, arguments.revision)
     hub = hub_of(source, environ)
     chosen = arguments.to is not None
     cache_root = "" if chosen else _cache_root()
     target = Path(absolute(arguments.to)) if chosen else place.home_of(model, cache_root, environ)
-    given = {"--from": source, "--revision": arguments.revision, "--to": str(target) if chosen else None}
+    given = {"--from": source, "--revision": revision, "--to": str(target) if chosen else None}
     options = tuple(word for name, value in given.items() if value is not None for word in (name, value))
-    wanted = Wanted(hub, model, arguments.revision, target, arguments.code, options)
-    if not chosen and arguments.revision is None and not arguments.code and (found := _there(model, cache_root)):
+    wanted = Wanted(hub, model, revision, target, arguments.code, options)
+    if not chosen and revision is None and not arguments.code and (found := _there(model, cache_root)):
         _say(f"{model} is there already")
         print(found)
         return 0
@@ -70,8 +70,8 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise PkuslurmError(f"{target}: a model is there already; remove it, or give another folder: --to DIR")
     try:
         (fetch_code if whole else fetch)(wanted)
-    except Unreachable as problem:
-        for line in place.without_network(hub, model, target, problem):
+    except Unreachable:
+        for line in place.without_network(hub, model, revision, target):
             _say(line)
         raise
     except KeyboardInterrupt:
@@ -82,24 +82,26 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _named(given: str, source: str | None) -> tuple[str, str | None]:
-    """The hub id, and the hub where a page's address was given. A preset's name stands for its model."""
-    if found := re.match(r"(https?://[^/?#]+)/(?:models/)?([^/?#]+/[^/?#]+)", given):
+def _named(given: str, source: str | None, revision: str | None) -> tuple[str, str | None, str | None]:
+    """The hub id; the hub and the revision, where a page's address names them and nothing else was typed. A preset's
+    name stands for its model."""
+    if found := re.match(r"(https?://[^/?#]+)/(?:models/)?([^/?#]+/[^/?#]+)(?:/(?:tree|blob)/([^/?#]+))?", given):
         if found[2].startswith(_NO_MODELS):
             raise PkuslurmError(f"fetch {given}: this is no model's page; only models are fetched")
         if _is_id(found[2]):
             # the page of Hugging Face itself; its mirror is named by HF_ENDPOINT or --from
             known = {"huggingface.co": "huggingface", "modelscope.cn": "modelscope", "www.modelscope.cn": "modelscope"}
-            return found[2], source or known.get(urlsplit(found[1]).netloc, found[1])
+            hub = source or known.get(urlsplit(found[1]).netloc, found[1])
+            return found[2], hub, revision or (unquote(found[3]) if found[3] else None)
     if _is_id(given):
-        return given, source
+        return given, source, revision
     if re.fullmatch(r"[\w.-]+", given):
         from pkuslurm.compose import compose, groups
 
         if given in groups()["model"]:
             path = compose([f"model={given}", "dry_run=true"]).config.model.path
             if path is not None and HUB_ID.fullmatch(path):
-                return path, source
+                return path, source, revision
     raise PkuslurmError(
         f"fetch {given}: a model's id is wanted, OWNER/NAME, such as Qwen/Qwen3-0.6B, or its page's address"
     )

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.fetch.web import Hub, Unreachable
+from pkuslurm.fetch.web import Hub
 from pkuslurm.preflight.nearest import existing
 from pkuslurm.read.text import size
 
@@ -81,23 +81,26 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def without_network(hub: Hub, model: str, target: Path, problem: Unreachable) -> list[str]:
+def without_network(hub: Hub, model: str, revision: str | None, target: Path) -> list[str]:
     """What to type elsewhere and what to copy where, line by line; Chinese first."""
     name = model.rpartition("/")[2]
     user = os.environ.get("USER") or ""
     with suppress(KeyError, OSError):  # a user without an entry
         user = user or getpass.getuser()
     other = f"{user or 'USER'}@{socket.gethostname()}:{shlex.quote(str(target))}/"
-    source = "" if hub.kind == "modelscope" else " --from huggingface"
-    theirs = f"modelscope download --model {model} --local_dir {name}"
-    theirs = theirs if hub.kind == "modelscope" else f"hf download {model} --local-dir {name}"
+    version = f" --revision {shlex.quote(revision)}" if revision else ""
+    if hub.kind == "modelscope":
+        source, theirs = "", f"modelscope download --model {model} --local_dir {name}{version}"
+    else:
+        source, theirs = " --from huggingface", f"hf download {model} --local-dir {name}{version}"
+    ours = f"pkuslurm fetch {model}{source}{version} --to {name}"
     return [
         f"这台机器连不上 {hub.host}。需要代理就设 https_proxy；没有外网，就在一台能上网的机器上下载，再拷过来：",
         f"  本机       mkdir -p {shlex.quote(str(target))}",
-        f"  那台机器   pkuslurm fetch {model}{source} --to {name}     （没有 pkuslurm：{theirs}）",
+        f"  那台机器   {ours}     （没有 pkuslurm：{theirs}）",
         f"  那台机器   rsync -a --partial --progress {name}/ {other}",
         f"This machine does not reach {hub.host}. Behind a proxy set https_proxy; else fetch it elsewhere and copy it:",
         f"  here       mkdir -p {shlex.quote(str(target))}",
-        f"  there      pkuslurm fetch {model}{source} --to {name}     (without pkuslurm: {theirs})",
+        f"  there      {ours}     (without pkuslurm: {theirs})",
         f"  there      rsync -a --partial --progress {name}/ {other}",
     ]

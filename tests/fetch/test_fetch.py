@@ -299,6 +299,9 @@ def test_no_network_says_what_to_copy_where(fetch: Fetch, weird: Path, monkeypat
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
         ended = fetch(NAME)
+        paged = fetch(f"https://www.modelscope.cn/models/{NAME}/tree/v1%2F2/sub")
+    assert paged.err.count(f"pkuslurm fetch {NAME} --revision v1/2 --to Qwen3-0.6B") == 2
+    assert f"modelscope download --model {NAME} --local_dir Qwen3-0.6B --revision v1/2" in paged.err
     lines = ended.err.splitlines()
     assert ended.code == 2 and "Connection refused" in lines[-1]
     assert "这台机器连不上" in lines[0] and any(f"pkuslurm fetch {NAME} --to Qwen3-0.6B" in line for line in lines[1:4])
