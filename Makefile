@@ -11,7 +11,7 @@ DIR ?=
 ARGS ?=
 
 .PHONY: help setup setup-dev demo test lint train merge infer report status constraints \
-        retry cancel bundle test-faults bench slurm-up slurm-down serve chat
+        retry cancel bundle test-faults soak bench slurm-up slurm-down serve chat
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile

@@ -145,7 +145,7 @@ def launch(composed: Composed, environ: Mapping[str, str], overrides: Sequence[s
 def _meet(steps: RunPlan, place: Path, own: Role, overrides: Sequence[str], work: Callable[[Nodes | None], int]) -> int:
     """``work`` on node 0, once all nodes are there; the run's exit code on each of them."""
     from pkuslurm.submit.meet import together
-    from pkuslurm.submit.meeting import folder
+    from pkuslurm.submit.meeting_files import folder
 
     config = steps.config
     made = not place.is_dir()

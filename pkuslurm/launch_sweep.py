@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import yaml
-
-from pkuslurm.compose import Sweep, labels_of, show, told
+from pkuslurm.compose import Sweep, show, told
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.paths import absolute
 from pkuslurm.plan.chains import Chain, chains
-from pkuslurm.plan.plan import JobSpec, RunPlan
-from pkuslurm.plan.resources import request
 from pkuslurm.points import Ready, ready
 from pkuslurm.read.find import find, remember, roots
 from pkuslurm.read.text import safe
-from pkuslurm.render.points import difference, share_key
-from pkuslurm.render.render import RunFiles, render
 from pkuslurm.render.text import labelled
 from pkuslurm.rundir import SHARED, read_json
 from pkuslurm.submit.alone import alone
 from pkuslurm.submit.owner import launcher_of
-from pkuslurm.submit.write import new_run_id, run_json
-from pkuslurm.submit.write_sweep import Member, NewShare, SweepFiles, add, create, sweep_head
+from pkuslurm.submit.write import new_run_id
+from pkuslurm.submit.write_sweep import SweepFiles, add, create
 from pkuslurm.sweep import follow, not_all, run_here, submitted
+from pkuslurm.sweep_files import sweep_files, with_columns
 from pkuslurm.sweepdir import SweepDir, is_sweep, save
-from pkuslurm.worker import unpack
 
 # a hundred points can have a hundred notes that differ in a number
 MOST_NOTES = 8
@@ -134,7 +124,7 @@ def _extend(
         try:
             add(files)
             fresh_keys = [key for key in sweep.keys if key not in known["keys"]]
-            old = [_with_columns(home, point, fresh_keys) for point in known["points"]]
+            old = [with_columns(home, point, fresh_keys) for point in known["points"]]
             known["points"] = [*old, *(one.entry for one in files.members)]
             known["keys"] = [*known["keys"], *fresh_keys]
             known["share_keys"] = files.head["share_keys"]
@@ -155,111 +145,6 @@ def _take_out(home: SweepDir, known: dict[str, Any], before: Mapping[str, Any], 
         shutil.rmtree(home.point(member.entry["n"]).path, ignore_errors=True)
     for share in files.shares:
         shutil.rmtree(home.shared(share.number).path, ignore_errors=True)
-
-
-def sweep_files(
-    home: SweepDir,
-    points: Sequence[Ready],
-    sweep: Sweep,
-    typed: Sequence[str],
-    known: Mapping[str, Any] = MappingProxyType({"points": (), "keys": (), "share_keys": {}}),
-) -> SweepFiles:
-    """The sweep's files; of one that is extended (``known``) the points that come to it, and use its shares."""
-    first, columns = len(known["points"]), list(known["keys"])
-    config = points[0].config
-    keys, shares, members = dict(known.get("share_keys") or {}), list[NewShare](), list[Member]()
-    families: dict[int, Mapping[str, str]] = {}
-    numbers: dict[tuple[object, ...], int] = {}
-    values = [
-        {key: one.point.values.get(key) or _value(one, key) for key in dict.fromkeys([*columns, *sweep.keys])}
-        for one in points
-    ]
-    labels = labels_of(values) if columns else [one.point.label for one in points]
-    for number, one in enumerate(points, first):
-        share = None
-        if "prepare" in one.files.jobs:
-            shared = share_key(one.files.jobs["prepare"], one.files.texts.get("dataset_info.json", ""))
-            key = hashlib.sha256(shared.encode()).hexdigest()[:16]
-            if key not in keys:
-                keys[key] = len(keys)
-                shares.append(_share(home, one, keys[key]))
-            share = keys[key]
-        # called after the first point in it, so that points that are added later have others
-        family = numbers.setdefault((one.point.family, *one.files.texts), number)
-        common = families.setdefault(family, one.files.texts)
-        document = run_json(one.steps, one.files, one.point.overrides, one.point.composed.settings)
-        document["label"] = labels[number - first]
-        document["texts"] = {"family": family, "changes": difference(common, one.files.texts)}
-        entry = {
-            "n": number,
-            "label": labels[number - first],
-            "values": values[number - first],
-            "config": one.fingerprint,
-            "shared": share,
-        }
-        members.append(Member(entry, document))
-    group = config.access == "group"
-    head = sweep_head(home.sweep_id) | {
-        "name": config.name,
-        "overrides": list(typed),
-        "executor": config.cluster.executor,
-        "pipeline": list(points[0].steps.kinds),
-        "metric": config.sweep.metric,
-        "direction": config.sweep.direction,
-        "keep_merged": config.sweep.keep_merged,
-        "array_parallelism": config.cluster.array_parallelism,
-        "arrays": config.cluster.arrays,
-        "keys": list(sweep.keys),
-        "share_keys": keys,
-    }
-    report = _report(home, points[0])
-    return SweepFiles(home, head, members, shares, families, report, 0o750 if group else 0o700)
-
-
-def _value(one: Ready, key: str) -> str:
-    """What a key or a group is at a point where it does not vary."""
-    for item in reversed(one.point.overrides):
-        if item.partition("=")[0].lstrip("+") == key:
-            return item.partition("=")[2]
-    if key in one.point.composed.choices:
-        return str(one.point.composed.choices[key])
-    return _looked_up(asdict(one.config), key)
-
-
-def _with_columns(home: SweepDir, point: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """An older point with what it has where the points that come to it differ."""
-    if not keys:
-        return dict(point)
-    config = yaml.safe_load(unpack.texts(home.point(point["n"])).get("config.yaml", "")) or {}
-    return {**point, "values": point["values"] | {key: _looked_up(config, key) for key in keys}}
-
-
-def _looked_up(values: Any, key: str) -> str:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return "" if values is None or isinstance(values, Mapping) else str(values)
-
-
-def _share(home: SweepDir, one: Ready, number: int) -> NewShare:
-    """The prepare of ``one``, in a directory of its own, for all that need the same."""
-    steps = RunPlan(one.config, tuple(job for job in one.steps.jobs if job.kind == "prepare"))
-    whole = render(one.steps, one.inputs, home.shared(number), one.point.composed.yaml, sys.executable)
-    jobs = {"prepare": whole.jobs["prepare"]}
-    texts = {name: whole.texts[name] for name in ("jobs/prepare.json", "dataset_info.json") if name in whole.texts}
-    files = RunFiles(whole.run, texts, jobs)
-    document = run_json(steps, files, one.point.overrides, one.point.composed.settings) | {"sweep": home.sweep_id}
-    return NewShare(number, texts, document)
-
-
-def _report(home: SweepDir, one: Ready) -> str:
-    """The job file of the sweep's own last job."""
-    job = JobSpec("report", (), 1, 1, request(one.config, "report"))
-    files = render(RunPlan(one.config, (job,)), one.inputs, home.own, "", sys.executable)
-    described = dict(files.jobs["report"])
-    if described.get("request"):
-        described["request"] |= {"pack": False}
-    described |= {"key": f"{home.sweep_id}-report", "command": [*described["command"], "--last"]}
-    return json.dumps(described, ensure_ascii=False, indent=1) + "\n"
 
 
 def _chains(files: SweepFiles, points: Sequence[Ready]) -> list[Chain]:

@@ -15,9 +15,9 @@ from pkuslurm.read.proof import open_kinds
 from pkuslurm.read.report import sweep_page
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.screen import Screen
-from pkuslurm.submit.attempt_numbers import next_attempt, renumber
+from pkuslurm.submit.attempt_numbers import next_attempt, renumber, renumbering
 from pkuslurm.submit.local import Nodes, run_jobs
-from pkuslurm.submit.owner import check_idle, check_owner, launcher_of
+from pkuslurm.submit.owner import check_idle, check_owner, launcher_of, whole
 from pkuslurm.sweepdir import check_settled, load, save, sweep_of
 from pkuslurm.sweepdir import document as read_document
 from pkuslurm.worker import beats
@@ -32,9 +32,7 @@ def retry(run: RunDir) -> int:
 
     check_owner(run)
     check_place(run)
-    document = read_document(run)
-    if document is None or not isinstance(document.get("jobs"), dict):
-        raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
+    document = whole(run, read_document(run))
     kinds = _open(run, document["jobs"])
     if (home := sweep_of(run)) is not None and launcher_of(RunDir(home.path), load(home) or {}) is not None:
         raise PkuslurmError(f"{run.run_id}: its sweep is still running; wait, or cancel it first")
@@ -98,13 +96,7 @@ def _join_seconds(run: RunDir) -> float:
 
 
 def _here(run: RunDir, kinds: list[str], nodes: Nodes | None = None) -> int:
-    attempts = {kind: next_attempt(run, kind) for kind in kinds}
-
-    def begin() -> None:
-        for kind, attempt in attempts.items():
-            renumber(run, kind, attempt, None)
-
-    code = run_jobs(run, kinds, Screen(run, tuple(kinds)), begin=begin, nodes=nodes)
+    code = run_jobs(run, kinds, Screen(run, tuple(kinds)), begin=renumbering(run, kinds), nodes=nodes)
     if (home := sweep_of(run)) is not None:
         sweep_page.write(reading.read(home.path))  # it ranks this point, too
     passed = closing(run, sys.stderr)

@@ -143,6 +143,11 @@ class RunDir:
         return self.path / "state" / "meeting.json"
 
     @property
+    def submitting(self) -> Path:
+        """Locked by the one command that changes the run's, or the sweep's, description."""
+        return self.path / ".submitting"
+
+    @property
     def endpoint(self) -> Path:
         """Where the run's models answer, while they do."""
         return self.path / "state" / "serve.endpoint.json"
@@ -233,6 +238,13 @@ def _newer(there: bytes, value: object) -> bool:
 def file_mode(folder: Path) -> int:
     """The mode of a new file in ``folder``: never more than the folder itself allows."""
     return 0o640 & folder.stat().st_mode | 0o600
+
+
+def as_its_folder(path: str, flags: int) -> int:
+    """An ``opener`` for open(): a new file has ``file_mode`` from the first, whatever the umask."""
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, file_mode(Path(path).parent))
+    return descriptor
 
 
 def write_json(path: Path, value: object) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pkuslurm.read.present import duration, safe
 from pkuslurm.rundir import RunDir, read_json
+from pkuslurm.submit.terminal import PLAIN_SECONDS, Terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Without a terminal (a log file, CI) a line as often as this is enough.
-PLAIN_SECONDS = 10.0
 _HOW_FAR = re.compile(r"[a-z]+ \d+/\d+")
 WHAT = {
     "prepare": "make the model if asked, check and tokenize the data",
@@ -28,7 +27,7 @@ WHAT = {
 
 
 class Screen:
-    """A watcher of the local executor. A terminal that went away (SIGHUP) silences it and ends nothing."""
+    """A watcher of the local executor."""
 
     def __init__(self, run: RunDir, kinds: tuple[str, ...]) -> None:
         self.run = run
@@ -36,21 +35,21 @@ class Screen:
         self.started_at = 0.0
         self.printed_at = 0.0
         self.live: Progress | None = None
-        self.quiet = False
+        self.terminal = Terminal()
 
     def started(self, kind: str) -> None:
         self.started_at = self.printed_at = time.monotonic()
-        self._try(lambda: self._begin(kind))
+        self.terminal.show(lambda: self._begin(kind))
 
     def tick(self, kind: str) -> None:
         if self.live is not None:
-            self._try(lambda: self._refresh(kind))
+            self.terminal.show(lambda: self._refresh(kind))
         elif time.monotonic() - self.printed_at > PLAIN_SECONDS:
             self.printed_at = time.monotonic()
-            self._try(lambda: _say(f"      {kind}: {self._doing(kind)}"))
+            self.terminal.show(lambda: _say(f"      {kind}: {self._doing(kind)}"))
 
     def ended(self, kind: str, state: str, reason: str | None) -> None:
-        self._try(lambda: self._finish(kind, state, reason))
+        self.terminal.show(lambda: self._finish(kind, state, reason))
 
     def _begin(self, kind: str) -> None:
         number = self.kinds.index(kind) + 1
@@ -96,14 +95,6 @@ class Screen:
             _say(f"[-] {kind}: SKIPPED, {safe(reason or '')}")
         else:
             _say(f"      {kind}: {state}: {safe(reason or 'no reason known')}")
-
-    def _try(self, show: Callable[[], object]) -> None:
-        if self.quiet:
-            return
-        try:
-            show()
-        except OSError:  # the terminal is gone; the run is not
-            self.quiet = True
 
 
 def _say(text: str) -> None:

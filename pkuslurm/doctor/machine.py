@@ -12,7 +12,6 @@ from pathlib import Path
 
 # where a file is not at once seen by another node, or locks are slow: said, since people ask
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "afs")
-PARALLEL = ("lustre", "gpfs", "beegfs", "cephfs", "ceph", "fuse.juicefs", "wekafs", "panfs", "parastor")
 IN_MEMORY = ("tmpfs", "ramfs")
 
 

@@ -18,6 +18,7 @@ LITTLE_DISK = 5 << 30
 
 
 def folders(environ: Mapping[str, str], chosen: Mapping[str, Any]) -> Iterator[Check]:
+    """The folders that runs write to: writable, and with room. ``chosen``: of a site's defaults.yaml."""
     home = environ.get("HOME") or os.path.expanduser("~")  # without HOME the user database tells
     root = environ.get("PKUSLURM_RUN_ROOT") or text(chosen, "run_root")
     yield _folder("run_root", Path(root or Path(environ.get("WORK_DIR") or ".", "runs")), "run_root=", True)

@@ -21,6 +21,7 @@ PING_SECONDS = 1.0
 
 
 def hardware() -> Iterator[Check]:
+    """Devices, cores and memory; without any of them one can still submit."""
     there = machine.devices()
     tools = [tool for tool in ("npu-smi", "nvidia-smi") if shutil.which(tool)]
     told = [
@@ -39,6 +40,7 @@ def hardware() -> Iterator[Check]:
 
 
 def programs(environ: Mapping[str, str]) -> Iterator[Check]:
+    """Slurm and the container runtimes on PATH; starts `scontrol ping` alone."""
     slurm = [name for name in SLURM if shutil.which(name)]
     job = environ.get("SLURM_JOB_ID")
     where = f"inside of job {job}" if job else "not inside of a job"
@@ -74,6 +76,7 @@ def _ping() -> str | None:
 
 
 def surroundings(environ: Mapping[str, str]) -> Iterator[Check]:
+    """What of the shell gets in the way later: umask, locale, proxies; the network, asked."""
     mask = machine.umask()
     if mask is not None:
         loose = not mask & 0o002

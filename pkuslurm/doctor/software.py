@@ -24,6 +24,7 @@ ELSEWHERE = ("sbatch", "apptainer", "singularity", "ch-run", "docker", "podman",
 
 
 def own() -> Iterator[Check]:
+    """The Python that runs pkuslurm, and what pkuslurm needs of it."""
     python = interpreter.own()
     old = sys.version_info < (3, 11)
     yield Check(
@@ -43,6 +44,7 @@ def own() -> Iterator[Check]:
 
 
 def training(python: Python | str, named: str | None, environ: Mapping[str, str]) -> Iterator[Check]:
+    """The Python that trains; ``python`` is a text where it cannot be asked: why."""
     here = not any(map(shutil.which, ELSEWHERE))
     if isinstance(python, str):
         yield Check("LLaMA-Factory", False, f"{named}: {python}", "name a Python that is there: cluster.python=", True)

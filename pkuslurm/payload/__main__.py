@@ -41,9 +41,10 @@ def main(argv: list[str]) -> None:
         importlib.import_module(f"{PACKAGE}.{kind}").main(job)
     except Exception as error:
         if words := files.no_room(error):
-            traceback.print_exc()
             # of a copy the second one is what was written
             place = getattr(error, "filename2", None) or getattr(error, "filename", None)
+            if not place:
+                traceback.print_exc()
             # words alone may be of any disk: NCCL's are of /dev/shm
             places = (job["run_dir"], job.get("payload", {}).get("cache_root"))
             lacks = (f"{lack} ({error})" for one in places if one and (lack := files.lack(one)))

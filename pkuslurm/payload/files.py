@@ -49,6 +49,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
+    # as rundir.py does it, once more: the Python inside an image cannot import that
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         # a tokenizer can give half of a surrogate pair, which no encoding takes

@@ -60,32 +60,9 @@ def main(job: dict[str, Any]) -> None:
     seconds["import"] = time.monotonic() - started
     of_base = of_adapter = None
     if base and prompts:
-        mark = time.monotonic()
-        model = asker.load(base)
-        seconds["load_base"], mark = time.monotonic() - mark, time.monotonic()
-        # before the adapter is put over it: some kinds of adapter change the base when they are loaded
-        of_base = asker.ask(model, "base")
-        seconds["base"], mark = time.monotonic() - mark, time.monotonic()
-        if adapter:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, adapter).eval()
-            of_adapter = asker.ask(model, "adapter")
-            seconds["adapter"] = time.monotonic() - mark
-        del model
+        of_base, of_adapter = _ask_base(asker, base, adapter, seconds)
         free_memory()
-    of_tuned = Answers([])
-    if prompts:
-        mark = time.monotonic()
-        model = asker.load(tuned)
-        if over:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, over).eval()
-        seconds["load_tuned"], mark = time.monotonic() - mark, time.monotonic()
-        of_tuned = asker.ask(model, "tuned")
-        seconds["tuned"] = time.monotonic() - mark
-        del model
+    of_tuned = _ask_tuned(asker, tuned, over, seconds) if prompts else Answers([])
     lines = answer_lines(prompts, of_base.texts if of_base else None, of_tuned.texts)
     write_lines(Path(payload["answers"]), lines)
     facts = {
@@ -100,6 +77,41 @@ def main(job: dict[str, Any]) -> None:
     write_json(
         payload["result"], facts | compare(prompts, of_adapter, of_tuned) | compare_ids(asker.ids, asker.saved_ids())
     )
+
+
+def _ask_base(
+    asker: Asker, base: Path, adapter: Path | None, seconds: dict[str, float]
+) -> tuple[Answers, Answers | None]:
+    """The base's answers, and those with its ``adapter`` over it, if there is one."""
+    mark = time.monotonic()
+    model = asker.load(base)
+    seconds["load_base"], mark = time.monotonic() - mark, time.monotonic()
+    # before the adapter is put over it: some kinds of adapter change the base when they are loaded
+    of_base = asker.ask(model, "base")
+    seconds["base"], mark = time.monotonic() - mark, time.monotonic()
+    if adapter is None:
+        return of_base, None
+    of_adapter = asker.ask(_with_adapter(model, adapter), "adapter")
+    seconds["adapter"] = time.monotonic() - mark
+    return of_base, of_adapter
+
+
+def _ask_tuned(asker: Asker, tuned: Path, over: Path | None, seconds: dict[str, float]) -> Answers:
+    """``over``: an adapter over the tuned model, where that is not merged."""
+    mark = time.monotonic()
+    model = asker.load(tuned)
+    if over is not None:
+        model = _with_adapter(model, over)
+    seconds["load_tuned"], mark = time.monotonic() - mark, time.monotonic()
+    of_tuned = asker.ask(model, "tuned")
+    seconds["tuned"] = time.monotonic() - mark
+    return of_tuned
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).eval()
 
 
 class Asker:

@@ -11,7 +11,6 @@ from typing import Any
 
 # a safetensors header of more than this is refused by the library too
 _LARGEST_HEADER = 100_000_000
-BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8", "I8": "int8", "U8": "int8"}
 
 

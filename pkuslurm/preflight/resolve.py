@@ -62,23 +62,12 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
     said = Notes(lenient, [*config.notes, *site_notes(config)], [], seen or Seen())
     if lenient and (why := cannot_run(config)) is not None:
         said.notes.append(f"warning: this is shown and cannot be launched: {why}")
-    image = config.container.image
-    said.unless_missing(lambda: check_image(config), None, image)
+    said.unless_missing(lambda: check_image(config), None, config.container.image)
     if note := said.unless_missing(lambda: check_runtime(config, environ), None, None):
         said.notes.append(note)
-    context = look(config)
-    if "train" in config.pipeline.jobs:
-        check_keys("train", config.train, context.keys)
-        sets = max(len(names_of(config.dataset.name)), 1), len(names_of(config.train.get("eval_dataset")))
-        over = {} if config.model.adapter is None else {"adapter_name_or_path": config.model.adapter}
-        check_pairs(config.train | over, replace(context, datasets=tuple(filter(None, sets))))
-        deepspeed = config.train.get("deepspeed")
-        said.unless_missing(lambda: check_deepspeed(deepspeed), None, str(deepspeed))
-    check_keys("merge", config.merge, context.keys)
+    _check_settings(config, said)
     if lenient:
         empty_folder("merge.export_dir", config.merge.get("export_dir"))
-    if config.model.template != "auto":
-        known_template(config.model.template, context.keys)
     model = said.unless_missing(lambda: _model(config, environ, said.seen), str(config.model.path), config.model.path)
     _check_mergeable(config, Path(model))
     template = _template(config, model, said)
@@ -86,16 +75,7 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
     nothing: tuple[Prompt, ...] = ()
     prompts = said.unless_missing(lambda: prompts_of(config), nothing, _file(config.infer.prompts))
     data = find_data(config, said)
-    start = said.unless_missing(
-        lambda: adapters("model.adapter", config.model.adapter), config.model.adapter, config.model.adapter
-    )
-    if start is not None and "," in start and config.pipeline.jobs == ["merge"]:
-        raise PkuslurmError(
-            f"model.adapter={config.model.adapter}: one at a time; merge the first, then the next into that"
-        )
-    if config.pipeline.jobs == ["merge"]:
-        what = f"{start} into the model" if start else "no adapter: the model is copied"
-        said.facts.append(("merge", f"{what}, in {config.merge.get('export_dir') or 'the run'}"))
+    start = _adapter(config, said)
     nowhere: dict[str, str] = {}
     paths = said.unless_missing(lambda: train_paths(config.train, environ), nowhere, None)
     adapter = said.unless_missing(
@@ -127,6 +107,33 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
     )
     check_places(config, inputs)
     return inputs
+
+
+def _check_settings(config: Config, said: Notes) -> None:
+    """Raise PkuslurmError for what the LLaMA-Factory that will run does not take, or not together."""
+    context = look(config)
+    if "train" in config.pipeline.jobs:
+        check_keys("train", config.train, context.keys)
+        sets = max(len(names_of(config.dataset.name)), 1), len(names_of(config.train.get("eval_dataset")))
+        over = {} if config.model.adapter is None else {"adapter_name_or_path": config.model.adapter}
+        check_pairs(config.train | over, replace(context, datasets=tuple(filter(None, sets))))
+        deepspeed = config.train.get("deepspeed")
+        said.unless_missing(lambda: check_deepspeed(deepspeed), None, str(deepspeed))
+    check_keys("merge", config.merge, context.keys)
+    if config.model.template != "auto":
+        known_template(config.model.template, context.keys)
+
+
+def _adapter(config: Config, said: Notes) -> str | None:
+    """From which adapter a training starts, or what a run that only merges merges, which is said."""
+    given = config.model.adapter
+    start = said.unless_missing(lambda: adapters("model.adapter", given), given, given)
+    if config.pipeline.jobs == ["merge"]:
+        if start is not None and "," in start:
+            raise PkuslurmError(f"model.adapter={given}: one at a time; merge the first, then the next into that")
+        what = f"{start} into the model" if start else "no adapter: the model is copied"
+        said.facts.append(("merge", f"{what}, in {config.merge.get('export_dir') or 'the run'}"))
+    return start
 
 
 def _file(prompts: list[str] | str) -> str | None:

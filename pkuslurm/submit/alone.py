@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, read_json
-from pkuslurm.submit.owner import check_owner
+from pkuslurm.submit.lock import lock
+from pkuslurm.submit.owner import check_owner, whole
 from pkuslurm.sweepdir import SweepDir, is_sweep, load, sweep_of
 from pkuslurm.sweepdir import document as read_document
 
@@ -24,24 +24,17 @@ def alone(run: RunDir) -> Iterator[dict[str, Any]]:
     PkuslurmError where another command has it, or where it cannot be read or written.
     """
     check_owner(run)
-    whole = sweep_of(run) or SweepDir(run.path)
+    sweep = sweep_of(run) or SweepDir(run.path)
     try:
-        handle = os.open(whole.path / ".submitting", os.O_WRONLY | os.O_CREAT, 0o600)
+        handle = os.open(sweep.own.submitting, os.O_WRONLY | os.O_CREAT, 0o600)
     except OSError as error:
         raise PkuslurmError(f"{run.path}: {error.strerror or error}") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(handle):  # where there are no locks, run.json's keys still find what was sent
             raise PkuslurmError(
                 f"{run.run_id}: another command is submitting or cancelling it just now; wait until that one has ended"
-            ) from None
-        except OSError:
-            pass  # a shared disk without locks: run.json's keys still find what was sent
-        document = load(whole, strict=True) if is_sweep(run.path) else read_document(run)
-        if document is None or not isinstance(document.get("jobs"), dict):
-            raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-        yield document
+            )
+        yield whole(run, load(sweep, strict=True) if is_sweep(run.path) else read_document(run))
     finally:
         os.close(handle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
@@ -29,6 +30,17 @@ def renumber(run: RunDir, kind: str, attempt: int, key: str | None) -> None:
     write_json(run.job(kind), job)
     if run.stop(kind).exists():
         os.unlink(run.stop(kind))
+
+
+def renumbering(run: RunDir, kinds: Sequence[str]) -> Callable[[], None]:
+    """What gives the jobs on this machine their next numbers; counted now, written when it is called."""
+    attempts = {kind: next_attempt(run, kind) for kind in kinds}
+
+    def begin() -> None:
+        for kind, attempt in attempts.items():
+            renumber(run, kind, attempt, None)
+
+    return begin
 
 
 def once_more(run: RunDir, kind: str) -> None:

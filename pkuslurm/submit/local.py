@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.render.render import worker_command
-from pkuslurm.rundir import RunDir, file_mode, read_json, write_json, write_last_word
-from pkuslurm.submit import meeting, owner
+from pkuslurm.rundir import RunDir, as_its_folder, read_json, write_json, write_last_word
+from pkuslurm.submit import gathering, owner
 from pkuslurm.submit.meeting import Host
 from pkuslurm.submit.setup import setup_lines
 from pkuslurm.worker import network, processes
@@ -123,7 +122,7 @@ def _seen(run: RunDir, nodes: Nodes | None, cancel: Cancel) -> Iterator[Nodes]:
     if nodes is not None or (read_json(run.run_json) or {}).get("executor") != "meet":
         yield nodes or Nodes()
         return
-    host = meeting.alone(run.meeting, lambda: cancel.number is not None)
+    host = gathering.alone(run.meeting, lambda: cancel.number is not None)
     try:
         yield Nodes(host)
     finally:
@@ -265,7 +264,7 @@ def start_worker(run: RunDir, kind: str, job_id: str, rank: int, meets: Mapping[
     if lines := setup_lines((read_json(run.job(kind)) or {}).get("setup") or ()):
         command = ["bash", "-c", "\n".join([*lines, 'exec "$@"']), "bash", *command]
     log = run.log(kind, job_id, rank)
-    with open(log, "ab", opener=_private) as stream:
+    with open(log, "ab", opener=as_its_folder) as stream:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -276,12 +275,6 @@ def start_worker(run: RunDir, kind: str, job_id: str, rank: int, meets: Mapping[
             start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the workers in order
             umask=0o777 & ~(run.path.stat().st_mode | 0o700),  # as for whom the run is, whatever this shell's is
         )
-
-
-def _private(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags, 0o600)
-    os.fchmod(descriptor, file_mode(Path(path).parent))
-    return descriptor
 
 
 def _follow(workers: Sequence[Worker], cancel: Cancel, tick: Callable[[], None]) -> None:

@@ -26,8 +26,9 @@ from pkuslurm.read.text import safe
 from pkuslurm.render.render import module_command
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.submit import local, owner
-from pkuslurm.submit.attempt_numbers import next_attempt, renumber
+from pkuslurm.submit.attempt_numbers import renumbering
 from pkuslurm.submit.local import Cancel
+from pkuslurm.submit.owner import described
 from pkuslurm.submit.sweep_launcher import launching
 from pkuslurm.submit.sweep_lines import Ended, Lines, Work, met, outcome
 from pkuslurm.sweepdir import SweepDir, load, share_of, sweep_of
@@ -62,7 +63,7 @@ def cancel_point(run: RunDir) -> bool:
     waits = not any(run.state("train").parent.glob("*.json"))
     if home is None or not waits or owner.launcher_of(home.own, load(home) or {}) is None:
         return False
-    write_json(run.run_json, _described(run) | {"cancelled": now()})
+    write_json(run.run_json, described(run) | {"cancelled": now()})
     return True
 
 
@@ -116,10 +117,10 @@ def _run(
     tally = _Tally(lines, len(points))
     works = [(share_of(sweep.point(point), document), _work(sweep, point, document)) for point in points]
     for work in (work for _, work in works if work.kinds):
-        described = _described(work.run)
-        owner.check_idle(work.run, described)  # of a launcher that was killed a moment ago
-        if described.get("cancelled"):
-            write_json(work.run.run_json, described | {"cancelled": None})
+        known = described(work.run)
+        owner.check_idle(work.run, known)  # of a launcher that was killed a moment ago
+        if known.get("cancelled"):
+            write_json(work.run.run_json, known | {"cancelled": None})
     try:
         unshared = _shares(sweep, {share for share, work in works if _needs_prepare(work)}, lines, cancel)
         tally.know([work for _, work in works if not work.kinds])
@@ -145,19 +146,12 @@ def _work(sweep: SweepDir, point: int, document: Mapping[str, Any]) -> Work:
     run, label = sweep.point(point), str(point)
     with suppress(LookupError, TypeError):
         label = str(document["points"][point]["label"])
-    pipeline = _described(run).get("pipeline") or ()
+    pipeline = described(run).get("pipeline") or ()
     return Work(label, run, tuple(proof.open_kinds(run, [kind for kind in pipeline if kind != "prepare"])))
 
 
-def _described(run: RunDir) -> dict[str, Any]:
-    document = read_json(run.run_json)
-    if document is None or not isinstance(document.get("jobs"), dict):
-        raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
-    return document
-
-
 def _needs_prepare(work: Work) -> bool:
-    jobs = _described(work.run)["jobs"]
+    jobs = described(work.run)["jobs"]
     return any("prepare" in (jobs[kind].get("parents") or ()) for kind in work.kinds)
 
 
@@ -166,7 +160,7 @@ def _shares(sweep: SweepDir, needed: set[int], lines: Lines, cancel: Cancel) -> 
     runs = {number: sweep.shared(number) for number in sorted(needed)}
     missing = {number: run for number, run in runs.items() if marker.doubt(run, run.run_id, "prepare") is not None}
     for run in missing.values():
-        owner.check_idle(run, _described(run))
+        owner.check_idle(run, described(run))
     works = {
         number: Work("prepare" if len(runs) == 1 else f"prepare {number}", run, ("prepare",))
         for number, run in missing.items()
@@ -191,7 +185,7 @@ def _reason(share: RunDir) -> str:
 
 def _verdicts(work: Work, verdicts: Mapping[str, tuple[str, str]]) -> None:
     """State and reason of jobs that no worker was started for. Their files may not be there yet."""
-    document = _described(work.run)
+    document = described(work.run)
     folder = work.run.state("train").parent
     folder.mkdir(mode=stat.S_IMODE(work.run.path.stat().st_mode), exist_ok=True)
     for kind, (state, reason) in verdicts.items():
@@ -207,7 +201,7 @@ def _work_off(
         while running or (waiting and cancel.number is None):
             while waiting and len(running) < at_once and cancel.number is None:
                 work = waiting.popleft()
-                if _described(work.run).get("cancelled"):  # by itself, while it waited
+                if described(work.run).get("cancelled"):  # by itself, while it waited
                     tell(work.label, Ended("CANCELLED before it started", False))
                 else:
                     running.append(_start(work))
@@ -283,13 +277,7 @@ def _child(run: RunDir, kinds: Sequence[str]) -> int:
         skipped = dict.fromkeys(kinds[1:], ("SKIPPED", f"{kinds[0]} did not complete"))
         _verdicts(Work("", run, tuple(kinds)), {kinds[0]: ("FAILED", str(error))} | skipped)
         return 1
-    attempts = {kind: next_attempt(run, kind) for kind in kinds}
-
-    def begin() -> None:
-        for kind, attempt in attempts.items():
-            renumber(run, kind, attempt, None)
-
-    return local.run_jobs(run, kinds, _Silent(), begin)
+    return local.run_jobs(run, kinds, _Silent(), begin=renumbering(run, kinds))
 
 
 if __name__ == "__main__":

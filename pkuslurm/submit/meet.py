@@ -22,9 +22,10 @@ from pkuslurm.read.places import remember
 from pkuslurm.read.text import safe
 from pkuslurm.rundir import RunDir, read_json
 from pkuslurm.submit import local, owner
+from pkuslurm.submit.gathering import Gathering
 from pkuslurm.submit.local import Cancel, Nodes, Worker
 from pkuslurm.submit.meet_where import ADDRESS, Role
-from pkuslurm.submit.meeting import PATIENCE, Gathering, Guest, Host, Wish
+from pkuslurm.submit.meeting import PATIENCE, Guest, Host, Wish
 from pkuslurm.worker import network, processes
 
 # for a folder that node 0 has just made to be seen on this node
@@ -42,40 +43,33 @@ def together(
 ) -> int:
     """Meet at ``file``, and ``work`` on node 0; the run's exit code, on every node. Raises PkuslurmError."""
     try:
-        return _together(file, role, nodes, settings, again, timeout, work)
-    except OSError as error:
-        raise PkuslurmError(f"{error.filename or file}: {error.strerror or error}") from None
-
-
-def _together(
-    file: Path,
-    role: Role,
-    nodes: int,
-    settings: tuple[str, ...],
-    again: str,
-    timeout: float,
-    work: Callable[[Nodes], int],
-) -> int:
-    wish = Wish(nodes, role.rank, settings, network.own_address(os.environ.get(ADDRESS, "")), __version__)
-    with local.signals() as cancel:
-        party = Gathering(file, wish, timeout, say, lambda: cancel.number is not None, again).come_together()
-        if isinstance(party, Guest):
+        wish = Wish(nodes, role.rank, settings, network.own_address(os.environ.get(ADDRESS, "")), __version__)
+        with local.signals() as cancel:
+            party = Gathering(file, wish, timeout, say, lambda: cancel.number is not None, again).come_together()
+            if isinstance(party, Host):
+                return _host(party, work, Together(party, role, cancel))
             try:
                 return follow(party, cancel)
             finally:
                 party.post.close()
-        code, words = 1, None
-        try:
-            code = work(Together(party, role, cancel))
-        except PkuslurmError as error:
-            code, words = error.exit_code, str(error)
-            raise
-        except KeyboardInterrupt:
-            code = 130
-            raise
-        finally:
-            party.end(code, words)
-        return code
+    except OSError as error:
+        raise PkuslurmError(f"{error.filename or file}: {error.strerror or error}") from None
+
+
+def _host(party: Host, work: Callable[[Nodes], int], nodes: Nodes) -> int:
+    """Node 0's part; however it ends, the guests hear of it."""
+    code, words = 1, None
+    try:
+        code = work(nodes)
+    except PkuslurmError as error:
+        code, words = error.exit_code, str(error)
+        raise
+    except KeyboardInterrupt:
+        code = 130
+        raise
+    finally:
+        party.end(code, words)
+    return code
 
 
 class Together(Nodes):

@@ -18,7 +18,8 @@ from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import RunDir, read_json, write_json
-from pkuslurm.submit.meeting import PATIENCE, POLL_SECONDS, ask_to_cancel
+from pkuslurm.submit.meeting import PATIENCE, POLL_SECONDS
+from pkuslurm.submit.meeting_files import ask_to_cancel
 from pkuslurm.worker import beats, processes
 
 
@@ -71,10 +72,10 @@ def claim(run: RunDir, document: Mapping[str, Any]) -> dict[str, Any]:
 def take(run: RunDir, more: dict[str, Any]) -> dict[str, Any]:
     """run.json, which names this process from now on; ``more``: Host.launcher. Raises PkuslurmError as ``claim``."""
     while True:
-        before = _described(run)
+        before = described(run)
         mine = claim(run, before) | more  # half a minute may go by: what was read is old
         with _locked(run):
-            document = _described(run)
+            document = described(run)
             if document.get("launcher") == before.get("launcher"):
                 document["launcher"] = mine
                 write_json(run.run_json, document)
@@ -140,8 +141,13 @@ def _elsewhere(launcher: object) -> tuple[Path, str] | None:
     return Path(str(launcher["meeting"])), str(launcher.get("nonce"))
 
 
-def _described(run: RunDir) -> dict[str, Any]:
-    document = read_json(run.run_json)
+def described(run: RunDir) -> dict[str, Any]:
+    """run.json. Raises PkuslurmError as ``whole`` does."""
+    return whole(run, read_json(run.run_json))
+
+
+def whole(run: RunDir, document: dict[str, Any] | None) -> dict[str, Any]:
+    """``document``, as read. Raises PkuslurmError where there is none, or none of a run's."""
     if document is None or not isinstance(document.get("jobs"), dict):
         raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
     return document

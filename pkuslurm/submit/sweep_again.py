@@ -12,7 +12,7 @@ from pkuslurm.read.proof import open_kinds
 from pkuslurm.read.still_open import open_of, open_points, open_shares
 from pkuslurm.rundir import SHARED, RunDir, read_json, write_json
 from pkuslurm.slurm import commands
-from pkuslurm.submit import queue, slurm
+from pkuslurm.submit import owner, queue, slurm
 from pkuslurm.submit.arrays import drop, job_file
 from pkuslurm.submit.attempt_numbers import next_attempt, renumber
 from pkuslurm.submit.sweep_queue import Living, apart, living
@@ -194,9 +194,7 @@ def most_elements(arrays: bool) -> int:
 
 def renew(home: SweepDir, sweep: Mapping[str, Any], run: RunDir, kinds: Sequence[str]) -> None:
     """The next attempt of each of ``kinds`` that has had one, in run.json and in its job file."""
-    value, known = read_json(run.run_json), document(run, sweep)
-    if value is None or known is None:
-        raise PkuslurmError(f"{run.run_json}: it cannot be read as a run's description")
+    value, known = owner.described(run), owner.whole(run, document(run, sweep))
     again = [kind for kind in kinds if known["jobs"][kind].get("job_id") or known["jobs"][kind].get("asked")]
     if again and run.is_point:
         unpack(run)

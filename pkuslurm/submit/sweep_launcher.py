@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.rundir import read_json, write_json
-from pkuslurm.submit.local import POLL_SECONDS, Cancel
+from pkuslurm.submit.local import Cancel
+from pkuslurm.submit.lock import lock
 from pkuslurm.submit.owner import claim
 from pkuslurm.sweepdir import SweepDir
 from pkuslurm.worker.state import now
@@ -41,9 +40,12 @@ def launching(sweep: SweepDir, cancel: Cancel) -> Iterator[Mapping[str, Any]]:
 @contextmanager
 def _changing(sweep: SweepDir) -> Iterator[dict[str, Any]]:
     """sweep.json, read and written under the lock that submissions take."""
-    handle = os.open(sweep.path / ".submitting", os.O_WRONLY | os.O_CREAT, 0o600)
+    handle = os.open(sweep.own.submitting, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        _lock(handle, sweep)
+        if not lock(handle, LOCK_SECONDS):
+            raise PkuslurmError(
+                f"{sweep.sweep_id}: another command is changing it just now; wait until that one has ended"
+            )
         document = read_json(sweep.sweep_json)
         if document is None:
             raise PkuslurmError(f"{sweep.sweep_json}: it cannot be read as a sweep's description")
@@ -51,18 +53,3 @@ def _changing(sweep: SweepDir) -> Iterator[dict[str, Any]]:
         write_json(sweep.sweep_json, document)
     finally:
         os.close(handle)
-
-
-def _lock(handle: int, sweep: SweepDir) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise PkuslurmError(
-                    f"{sweep.sweep_id}: another command is changing it just now; wait until that one has ended"
-                ) from None
-        except OSError:
-            return None  # a shared disk without locks
-        time.sleep(POLL_SECONDS)

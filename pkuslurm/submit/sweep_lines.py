@@ -14,12 +14,11 @@ from pkuslurm.read.report.logged import last
 from pkuslurm.read.text import duration, safe
 from pkuslurm.read.values import number
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
+from pkuslurm.submit.terminal import PLAIN_SECONDS, Terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Without a terminal (a log file, CI) a line as often as this is enough.
-PLAIN_SECONDS = 10.0
 # A terminal's line moves this often.
 LIVE_SECONDS = 0.5
 # of what runs side by side; the others are counted
@@ -45,13 +44,13 @@ class Ended:
 
 
 class Lines:
-    """A terminal that went away (SIGHUP) silences it and ends nothing."""
+    """A line for each point that has ended, above the live line of those at work; ``say`` prints one."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.live: Progress | None = None
         self.shown_at = time.monotonic()
-        self.quiet = False
+        self.terminal = Terminal()
 
     def line(self, text: str) -> None:
         """Above the live line, which comes back by itself."""
@@ -60,19 +59,19 @@ class Lines:
             self._close()
             self.say(text)
 
-        self._try(show)
+        self.terminal.show(show)
 
     def tick(self, running: Sequence[tuple[Work, float]]) -> None:
         """``running``: with the time.monotonic() of each beginning."""
-        on_terminal = not self.quiet and sys.stderr.isatty()
+        on_terminal = not self.terminal.gone and sys.stderr.isatty()
         if not running or time.monotonic() - self.shown_at < (LIVE_SECONDS if on_terminal else PLAIN_SECONDS):
             return
         self.shown_at = time.monotonic()
         text = now(running)
-        self._try(lambda: self._refresh(text) if on_terminal else self.say(f"      {text}"))
+        self.terminal.show(lambda: self._refresh(text) if on_terminal else self.say(f"      {text}"))
 
     def close(self) -> None:
-        self._try(self._close)
+        self.terminal.show(self._close)
 
     def _refresh(self, text: str) -> None:
         if self.live is None:
@@ -86,14 +85,6 @@ class Lines:
         if self.live is not None:
             live, self.live = self.live, None
             live.stop()
-
-    def _try(self, show: Callable[[], object]) -> None:
-        if self.quiet:
-            return
-        try:
-            show()
-        except OSError:  # the terminal is gone; the sweep is not
-            self.quiet = True
 
 
 def _progress() -> Progress:

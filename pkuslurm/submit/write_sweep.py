@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.rundir import ANY_POINT, SHARED, RunDir, write_json, write_text
+from pkuslurm.rundir import ANY_POINT, SHARED, RunDir, as_its_folder, write_json, write_text
 from pkuslurm.submit.write import make_root, versions
 from pkuslurm.sweepdir import SCHEMA_VERSION, SweepDir
 from pkuslurm.worker.unpack import FOLDERS
@@ -117,13 +117,8 @@ def _write_point(run: RunDir, member: Member, mode: int) -> None:
         (run.path / SHARED).unlink(missing_ok=True)  # of an extension whose launcher died
         (run.path / SHARED).symlink_to(f"../{SHARED}/{member.entry['shared']}")
     text = json.dumps(member.run_json, ensure_ascii=False, indent=1).replace(ANY_POINT, run.path.name)
-    with open(run.run_json, "w", encoding="utf-8", opener=_private) as file:
+    with open(run.run_json, "w", encoding="utf-8", opener=as_its_folder) as file:
         file.write(text + "\n")
-        os.fchmod(file.fileno(), mode & 0o640)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _folder(path: Path, mode: int) -> None:

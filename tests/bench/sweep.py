@@ -217,7 +217,7 @@ def time_parts(words: Sequence[str]) -> dict[str, float]:
 
     timed(launch, "compose_sweep", "compose")
     timed(launch_sweep, "ready", "check")
-    timed(launch_sweep, "_files", "write")
+    timed(launch_sweep, "sweep_files", "write")
     timed(launch_sweep, "create", "write", last=True)
     try:
         sys.exit(launch.main(["-m", *words]))

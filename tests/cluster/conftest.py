@@ -1,5 +1,6 @@
 """The cluster, and one real run on it, for the tests of the cluster."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ from tests.cluster.fixture import Cluster, slurm
 from tests.cluster.runs import SAME_SUMS, THREADS, TINY
 
 __all__ = ["slurm"]
+
+
+@pytest.fixture
+def nothing_is_left(slurm: Cluster) -> Iterator[None]:
+    """For modules whose every test is on the cluster: pytestmark = pytest.mark.usefixtures("nothing_is_left")."""
+    yield
+    slurm.clear()
+    assert slurm.processes("pkalice") == []
 
 
 @pytest.fixture(scope="session")

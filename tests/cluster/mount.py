@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from pathlib import Path
 
-from tests.cluster.layout import ClusterError
+from tests.cluster.process import checked
 
 
 def mounts() -> list[Path]:
@@ -18,30 +17,24 @@ def mounts() -> list[Path]:
 
 
 def tmpfs(folder: Path) -> None:
-    _checked("mount", "-t", "tmpfs", "-o", "mode=0755,size=4g", "pkuslurm", str(folder))
+    checked(["mount", "-t", "tmpfs", "-o", "mode=0755,size=4g", "pkuslurm", str(folder)])
 
 
 def shared(folder: Path) -> None:
     """Make ``folder`` a mount whose later mounts reach the mount namespaces that are its slaves."""
     folder.mkdir()
-    _checked("mount", "--bind", str(folder), str(folder))
-    _checked("mount", "--make-shared", str(folder))
+    checked(["mount", "--bind", str(folder), str(folder)])
+    checked(["mount", "--make-shared", str(folder)])
 
 
 def bind(source: Path, target: Path) -> Path:
     """``source``, read-only, at ``target``."""
     target.mkdir(parents=True)
-    _checked("mount", "--bind", str(source), str(target))
-    _checked("mount", "-o", "remount,bind,ro", str(target))
+    checked(["mount", "--bind", str(source), str(target)])
+    checked(["mount", "-o", "remount,bind,ro", str(target)])
     return target
 
 
 def umount(mount: Path) -> None:
     """Lazily: a process that is not ours to end could have a file open there."""
-    _checked("umount", "--lazy", str(mount))
-
-
-def _checked(*command: str) -> None:
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise ClusterError(f"{' '.join(command)}: {ended.stderr.strip()}")
+    checked(["umount", "--lazy", str(mount)])

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster.layout import ClusterError, Layout, record
+from tests.cluster.process import checked
 
 NETNS = Path("/run/netns")
 
 
 def ip(*arguments: str) -> str:
-    return _checked(["ip", *arguments])
+    return checked(["ip", *arguments])
 
 
 def batch(commands: Sequence[str], netns: str | None = None) -> None:
     """Several ip commands in one process."""
-    _checked(["ip", *(["-n", netns] if netns else []), "-batch", "-"], "\n".join(commands) + "\n")
+    checked(["ip", *(["-n", netns] if netns else []), "-batch", "-"], "\n".join(commands) + "\n")
 
 
 def free_number() -> int:
@@ -79,10 +80,3 @@ def delete_netns_folder(_: str) -> None:
     if NETNS.is_dir() and not any(NETNS.iterdir()):
         subprocess.run(["umount", str(NETNS)], stderr=subprocess.DEVNULL, check=False)
         NETNS.rmdir()
-
-
-def _checked(command: Sequence[str], text: str | None = None) -> str:
-    ended = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise ClusterError(f"{' '.join(command)}: {ended.stderr.strip() or ended.returncode} ({text or ''})")
-    return ended.stdout

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.layout import USERS, ClusterError, Layout, record
-from tests.cluster.process import clean_environment, kill_all, of_user
+from tests.cluster.process import checked, clean_environment, kill_all, of_user
 
 
 def make(layout: Layout) -> None:
@@ -20,7 +20,7 @@ def make(layout: Layout) -> None:
         if not _exists(user):
             home = layout.base / "home" / user
             record(layout, "user", user)
-            _checked(["useradd", "-m", "-d", str(home), "-s", "/bin/bash", "-c", "pkuslurm test cluster", user])
+            checked(["useradd", "-m", "-d", str(home), "-s", "/bin/bash", "-c", "pkuslurm test cluster", user])
             home.chmod(0o700)
         entry = pwd.getpwnam(user)
         folder = layout.shared(user)
@@ -33,7 +33,7 @@ def delete(user: str) -> None:
     """What the user still runs ends with the user."""
     if _exists(user):
         kill_all(of_user(pwd.getpwnam(user).pw_uid))
-        _checked(["userdel", user])
+        checked(["userdel", user])
 
 
 def environment(layout: Layout, user: str) -> dict[str, str]:
@@ -133,9 +133,3 @@ def _exists(user: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def _checked(command: Sequence[str]) -> None:
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise ClusterError(f"{' '.join(command)}: {ended.stderr.strip()}")

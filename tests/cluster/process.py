@@ -14,6 +14,15 @@ from tests.cluster.layout import ClusterError
 MARK = "PKUSLURM_CLUSTER_DAEMON"  # in every daemon's environment: the base folder that it belongs to
 
 
+def checked(command: Sequence[str], text: str | None = None) -> str:
+    """Run it, with ``text`` on its stdin; what it prints. Raises ClusterError where it fails."""
+    ended = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        given = f" ({text.strip()})" if text else ""
+        raise ClusterError(f"{' '.join(command)}: {ended.stderr.strip() or ended.returncode}{given}")
+    return ended.stdout
+
+
 def born(pid: int) -> str:
     """When a process started (clock ticks after boot); "" once it has ended, a zombie included."""
     try:

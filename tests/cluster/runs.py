@@ -19,6 +19,8 @@ THREADS = {"OMP_NUM_THREADS": "1"}
 # with more than two ranks DDP otherwise sums in another order after its first step, and a resumed training has two of
 # those: the losses then differ in their last digits (1e-3 of 4), not the data nor the schedule
 SAME_SUMS = ("train.ddp_find_unused_parameters=true", "train.use_reentrant_gc=false")
+KINDS = ("prepare", "train", "merge", "infer", "report")
+ALL = dict.fromkeys(KINDS, "COMPLETED")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "SKIPPED", "TIMEOUT", "NODE_FAIL")
 Done = subprocess.CompletedProcess[str]
 
@@ -130,3 +132,11 @@ def sent(slurm: Cluster, run: Path) -> list[str]:
     """Keys of all jobs that were ever submitted for ``run``."""
     lines = slurm.ask("squeue", "-h", "-t", "all", "-o", "%j").splitlines()
     return sorted(line.removeprefix(f"{run.name}-") for line in lines if line.startswith(run.name))
+
+
+def all_complete(slurm: Cluster, run: Path) -> dict[str, Any]:
+    """The status of a run whose jobs are all complete, each submitted exactly once."""
+    found = ended(slurm, run)
+    assert states(found) == ALL, found
+    assert sent(slurm, run) == sorted(KINDS), "exactly one job each"
+    return found

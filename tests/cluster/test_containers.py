@@ -16,10 +16,11 @@ from tests.cluster import image as images
 from tests.cluster.fixture import Cluster
 from tests.cluster.people import identity
 from tests.cluster.process import command_line, of_user, pids
-from tests.cluster.runs import TINY, Done, ended, job, jobs_of, running, states, until, verb, views
+from tests.cluster.runs import KINDS, TINY, Done, ended, job, jobs_of, running, states, until, verb, views
 from tests.cluster.test_resume import at_step, once_each
 
-KINDS = ("prepare", "train", "merge", "infer", "report")
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 STANDIN = Path(__file__).with_name("standin.py").read_text(encoding="utf-8")
 # also what tells inside from outside, and whose value has won
 LOOKS = """
@@ -43,13 +44,6 @@ def image(slurm: Cluster) -> Iterator[Path]:
             yield images.make(folder, program)
     finally:
         shutil.rmtree(folder)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(slurm: Cluster) -> Iterator[None]:
-    yield
-    slurm.clear()
-    assert slurm.processes("pkalice") == []
 
 
 def launch(slurm: Cluster, image: Path, *overrides: str) -> Done:

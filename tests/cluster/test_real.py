@@ -14,10 +14,9 @@ import yaml
 
 from pkuslurm.rundir import read_jsonl
 from tests.cluster.fixture import Cluster
-from tests.cluster.runs import SAME_SUMS, THREADS, TINY, ended, job, launched, states, until, verb
+from tests.cluster.runs import KINDS, SAME_SUMS, THREADS, TINY, ended, job, launched, states, until, verb
 
 pytestmark = pytest.mark.real
-KINDS = ("prepare", "train", "merge", "infer", "report")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from tests.cluster import faults
 from tests.cluster.fixture import Cluster
 from tests.cluster.process import in_netns, pids, wait_for
 from tests.cluster.runs import (
+    ALL,
+    KINDS,
     command,
     ended,
     job,
@@ -30,8 +32,6 @@ from tests.cluster.runs import (
 )
 from tests.faults.recorder import Row
 
-KINDS = ("prepare", "train", "merge", "infer", "report")
-ALL = dict.fromkeys(KINDS, "COMPLETED")
 TOTAL = 120
 STEPS = f"cluster.env.STANDIN_TRAIN=steps:{TOTAL}:quick"
 LAUNCHERS = ("cluster.launcher=prefork", "cluster.launcher=torchrun")

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -32,14 +31,9 @@ from tests.cluster.runs import (
 )
 from tests.faults.recorder import Row
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 TRAIN = ("prepare", "train")
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(slurm: Cluster) -> Iterator[None]:
-    yield
-    slurm.clear()
-    assert slurm.processes("pkalice") == []
 
 
 @pytest.mark.row("38", "two retries of one run at once", "one submits, the other says why not", repeated=1)

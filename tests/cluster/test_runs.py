@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,9 @@ from tests.cluster import faults
 from tests.cluster.fixture import Cluster
 from tests.cluster.process import wait_for
 from tests.cluster.runs import (
+    ALL,
+    KINDS,
+    all_complete,
     command,
     ended,
     job,
@@ -23,7 +25,6 @@ from tests.cluster.runs import (
     launched,
     queued,
     running,
-    sent,
     shim,
     states,
     status,
@@ -32,15 +33,7 @@ from tests.cluster.runs import (
 )
 from tests.faults.recorder import Row
 
-KINDS = ("prepare", "train", "merge", "infer", "report")
-ALL = dict.fromkeys(KINDS, "COMPLETED")
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(slurm: Cluster) -> Iterator[None]:
-    yield
-    slurm.clear()
-    assert slurm.processes("pkalice") == []
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def test_what_each_node_sees_is_what_slurm_says(slurm: Cluster) -> None:
@@ -211,9 +204,7 @@ def test_a_controller_that_pauses_during_the_launch(slurm: Cluster, row: Row) ->
     row.told()
     assert process.returncode == 0, err
     run = Path(out.splitlines()[-1])
-    found = ended(slurm, run)
-    assert states(found) == ALL
-    assert sent(slurm, run) == sorted(KINDS), "exactly one job each"
+    found = all_complete(slurm, run)
     row.final(found["state"])
     row.work(run)
 
@@ -239,8 +230,7 @@ def test_a_launcher_killed_after_each_submission(slurm: Cluster, row: Row) -> No
         done = verb(slurm, "retry", run)
         assert done.returncode == 0, done.stderr
     for run in runs:
-        assert states(ended(slurm, run)) == ALL
-        assert sent(slurm, run) == sorted(KINDS), "exactly one job each"
+        all_complete(slurm, run)
         row.work(run)
     row.final("COMPLETED by retry")
 

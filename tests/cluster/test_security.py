@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ import pytest
 from tests import verify
 from tests.cluster.fixture import Cluster
 from tests.cluster.runs import command, ended, job, jobs_of, launch, running, verb
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 TOKEN, QUESTION = "canary-token-4711", "canary-question-4712"
 # all that an ordinary user can ask Slurm, and see of a node
@@ -22,13 +23,6 @@ LOOK = (
     "ps -wweo args; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline; ls -lR {run}; cat {run}/* {run}/*/*; "
     "find /tmp /dev/shm /var/tmp {shared} -user pkalice -type f -exec cat {{}} +; ss -ltnp"
 )
-
-
-@pytest.fixture(autouse=True)
-def idle(slurm: Cluster) -> Iterator[None]:
-    yield
-    slurm.clear()
-    assert slurm.processes("pkalice") == []
 
 
 def test_a_second_user_finds_no_secret(slurm: Cluster) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from pkuslurm.worker.processes import descendants
 from tests.cluster.fixture import Cluster
 from tests.cluster.process import command_line, pids, wait_for
 from tests.cluster.runs import ENDED, THREADS, ended, job, launched, queued, states, status, until, verb
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 OPENAI = """
 import json, sys
@@ -33,13 +34,6 @@ print(json.dumps(found))
 LOOK = (
     "ps -wweo args; cat /proc/*/environ /proc/*/cmdline; cat /tmp/pkuslurm-*/* ; ls -R /tmp; ls -lR {state}; cat {key}"
 )
-
-
-@pytest.fixture(autouse=True)
-def idle(slurm: Cluster) -> Iterator[None]:
-    yield
-    slurm.clear()
-    assert slurm.processes("pkalice") == []
 
 
 def served(slurm: Cluster, run: Path, *settings: str, user: str = "pkalice") -> dict[str, Any]:

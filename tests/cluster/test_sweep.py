@@ -7,7 +7,6 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,11 @@ from tests.cluster.fixture import Cluster
 from tests.cluster.runs import launch, launched, queued, shim, verb
 from tests.faults.recorder import Row
 
-RUNS = ("prepare", "train", "merge", "infer")
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 # 3 × 2 points
 SIX = ("-m", "train.learning_rate=1e-5,5e-5,1e-4", "train.lora_rank=8,16")
 Json = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(slurm: Cluster) -> Iterator[None]:
-    yield
-    slurm.clear()
-    assert slurm.processes("pkalice") == []
 
 
 def look(slurm: Cluster, sweep: Path) -> Json:

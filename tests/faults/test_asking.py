@@ -14,6 +14,8 @@ from tests.cluster.fixture import Cluster
 from tests.cluster.people import identity
 from tests.cluster.process import in_netns, kill_all, of_user, wait_for
 from tests.cluster.runs import (
+    ALL,
+    KINDS,
     command,
     ended,
     job,
@@ -35,8 +37,6 @@ from tests.faults.watch import Watch
 
 pytestmark = pytest.mark.usefixtures("healed")
 slow = pytest.mark.faults
-KINDS = ("prepare", "train", "merge", "infer", "report")
-ALL = dict.fromkeys(KINDS, "COMPLETED")
 GOING = {"PENDING", "RUNNING", "UNKNOWN", "COMPLETED"}
 
 

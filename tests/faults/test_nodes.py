@@ -11,13 +11,11 @@ import pytest
 
 from tests.cluster import faults
 from tests.cluster.fixture import Cluster
-from tests.cluster.runs import ended, job, jobs_of, launched, running, states, status, until, verb
+from tests.cluster.runs import ALL, KINDS, ended, job, jobs_of, launched, running, states, status, until, verb
 from tests.faults.recorder import Row
 from tests.faults.watch import Watch
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("healed")]
-KINDS = ("prepare", "train", "merge", "infer", "report")
-ALL = dict.fromkeys(KINDS, "COMPLETED")
 NEVER_ENDED = {"PENDING", "RUNNING", "REQUEUED", "UNKNOWN", "COMPLETED"}
 
 
@@ -41,10 +39,6 @@ def attempts(run: Path) -> list[int]:
 def another(kind: str) -> Callable[[dict[str, Any]], bool]:
     """Slurm runs the job elsewhere, or is about to."""
     return lambda found: job(found, kind)["attempt"] == 2 or job(found, kind)["state"] == "PENDING"
-
-
-def at_work_again(found: dict[str, Any]) -> bool:
-    return job(found, "train")["attempt"] == 2 and job(found, "train")["state"] != "PENDING"
 
 
 @pytest.mark.row(

@@ -14,25 +14,12 @@ import pytest
 from tests.cluster.fixture import Cluster
 from tests.cluster.people import identity
 from tests.cluster.process import command_line, in_netns, of_user, pids, wait_for
-from tests.cluster.runs import (
-    command,
-    ended,
-    job,
-    jobs_of,
-    launched,
-    running,
-    sent,
-    shim,
-    states,
-    verb,
-)
+from tests.cluster.runs import ALL, KINDS, command, ended, job, jobs_of, launched, running, sent, shim, states, verb
 from tests.faults.recorder import Row
 from tests.faults.test_nodes import failed, mend
 
 pytestmark = pytest.mark.usefixtures("healed")
 slow = pytest.mark.faults
-KINDS = ("prepare", "train", "merge", "infer", "report")
-ALL = dict.fromkeys(KINDS, "COMPLETED")
 
 
 def mine(slurm: Cluster, words: str) -> list[int]:

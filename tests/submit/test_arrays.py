@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pkuslurm import launch_sweep, sweep
+from pkuslurm import launch_sweep, sweep, sweep_files
 from pkuslurm.compose import compose_sweep
 from pkuslurm.errors import PartlySubmitted
 from pkuslurm.plan.chains import Chain
@@ -151,7 +151,7 @@ def make(folder: Path, *overrides: str) -> tuple[SweepDir, list[Chain]]:
     points = compose_sweep(typed)
     home = SweepDir(folder / SWEEP_ID)
     checked = ready(points, home, {})
-    files = launch_sweep.sweep_files(home, checked, points, typed)
+    files = sweep_files.sweep_files(home, checked, points, typed)
     write_sweep.create(files)
     return home, launch_sweep._chains(files, checked)
 

@@ -15,8 +15,9 @@ import pytest
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read import living
-from pkuslurm.submit import meeting
-from pkuslurm.submit.meeting import Gathering, Guest, Host, Wish
+from pkuslurm.submit import gathering, meeting, meeting_files
+from pkuslurm.submit.gathering import Gathering
+from pkuslurm.submit.meeting import Guest, Host, Wish
 from pkuslurm.worker import beats
 
 WISH = Wish(2, None, ("nodes=2",), "10.0.0.1", "1")
@@ -30,12 +31,14 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beats, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(beats, "ABSENT_SECONDS", 0.3)
     monkeypatch.setattr(meeting, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(meeting, "PATIENCE", {"waiting": 0.8, "running": 1.5, "ended": 0.8})
+    monkeypatch.setattr(gathering, "POLL_SECONDS", 0.02)
+    for state, seconds in {"waiting": 0.8, "running": 1.5, "ended": 0.8}.items():
+        monkeypatch.setitem(meeting.PATIENCE, state, seconds)
 
 
 @pytest.fixture
 def folder(weird: Path) -> Iterator[Path]:
-    yield meeting.folder(weird)
+    yield meeting_files.folder(weird)
     for entry in threading.enumerate():
         assert not entry.name.startswith("beat"), "somebody still writes"
 
@@ -242,11 +245,11 @@ def test_a_suspended_host_that_was_replaced_becomes_a_guest(folder: Path) -> Non
 
 
 def test_what_another_has_put_in_the_folders_place_is_refused(weird: Path) -> None:
-    own = meeting.folder(weird)
+    own = meeting_files.folder(weird)
     own.rmdir()
     own.symlink_to(weird)
     with pytest.raises(PkuslurmError, match="is not a folder of yours"):
-        meeting.folder(weird)
+        meeting_files.folder(weird)
 
 
 def test_another_users_words_are_not_read(weird: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +265,7 @@ def test_one_alone_is_refused_by_whoever_is_there_and_exactly_one_follows_the_de
     nodes.start()
     until_there(nodes.file)
     with pytest.raises(PkuslurmError, match="is at it already"):
-        meeting.alone(nodes.file, lambda: False)
+        gathering.alone(nodes.file, lambda: False)
     nodes.interrupted[0] = True
     nodes.wait()
     folder.mkdir(mode=0o700)
@@ -271,7 +274,7 @@ def test_one_alone_is_refused_by_whoever_is_there_and_exactly_one_follows_the_de
 
     def come() -> None:
         try:
-            found.append(meeting.alone(nodes.file, lambda: False))
+            found.append(gathering.alone(nodes.file, lambda: False))
         except PkuslurmError as error:
             found.append(error)
 
@@ -365,4 +368,4 @@ def test_what_is_long_dead_is_not_listened_to(folder: Path, monkeypatch: pytest.
 def test_the_place_is_named_by_its_key(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     with pytest.raises(PkuslurmError, match=f"^run_root={tmp_path}/x: "):
-        meeting.folder(tmp_path / "x", "run_root")
+        meeting_files.folder(tmp_path / "x", "run_root")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pkuslurm import launch_sweep
+from pkuslurm import sweep_files
 from pkuslurm.compose import compose_sweep
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.points import ready
@@ -26,7 +26,7 @@ def files_of(folder: Path, *overrides: str, first: int = 0, shares: dict[str, in
     sweep = compose_sweep(typed)
     home = SweepDir(folder / "20260101-000000-扫描-0000")
     known = {"points": [{}] * first, "keys": [], "share_keys": shares or {}}
-    return launch_sweep.sweep_files(home, ready(sweep, home, {}), sweep, typed, known)
+    return sweep_files.sweep_files(home, ready(sweep, home, {}), sweep, typed, known)
 
 
 def test_what_is_written_is_what_readers_find(weird: Path) -> None:

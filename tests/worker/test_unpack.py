@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pkuslurm import launch_sweep
+from pkuslurm import sweep_files
 from pkuslurm.compose import compose, compose_sweep
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.plan.plan import RunPlan, plan
@@ -40,7 +40,7 @@ def made(folder: Path, *overrides: str) -> SweepDir:
     typed = [f"run_root={folder}", f"cache_root={folder}/cache", *overrides]
     sweep = compose_sweep(typed)
     home = SweepDir(folder / "20260101-000000-扫描 sweep-0000")
-    write_sweep.create(launch_sweep.sweep_files(home, ready(sweep, home, {}), sweep, typed))
+    write_sweep.create(sweep_files.sweep_files(home, ready(sweep, home, {}), sweep, typed))
     return home
 
 

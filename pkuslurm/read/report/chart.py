@@ -137,6 +137,7 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
 
 
 def grid(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], unit: str) -> str:
+    """Axes, ticks and their names, as SVG."""
     low, right = frame.height - frame.bottom, frame.width - frame.right
     digits = 0
     if len(y_ticks) > 1:

@@ -17,6 +17,7 @@ DIFFERING = ("只列出与默认值不同的设置", "only what differs from the
 
 
 def timings(facts: Facts) -> str:
+    """How long each job took, and its parts."""
     took = {job.kind: _seconds(job) for job in facts.now.jobs}
     known = [seconds for seconds in took.values() if seconds]
     if not known:
@@ -46,6 +47,7 @@ def _phases(facts: Facts, kind: str) -> str:
 
 
 def jobs(facts: Facts) -> str:
+    """Each job as `status` has it: state, attempt, nodes, times, reason."""
     if not facts.now.jobs:
         body = missing("run.json 缺失或损坏，不知道有哪些任务。", "run.json is missing or damaged: no jobs are known.")
         return section("jobs", "任务", "Jobs", body)

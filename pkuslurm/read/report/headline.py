@@ -17,6 +17,7 @@ METHODS = {"lora": "LoRA", "oft": "OFT", "full": "全量 full", "freeze": "冻�
 
 
 def headline(facts: Facts) -> str:
+    """The run's name, how it stands in one sentence, and its figures."""
     now = facts.now
     created = (now.created or "").replace("T", " ")[:16]
     label = f'<p class="label">{text(now.name)}</p>' if now.name else ""

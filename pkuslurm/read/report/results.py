@@ -17,6 +17,7 @@ MARKS = {
 
 
 def answers(facts: Facts) -> str:
+    """Each prompt with its answers, of the base and of the tuned model."""
     if not facts.answers:
         body = missing("还没有回答：问答任务没有完成。", "No answers yet: the infer job has not completed.")
         return section("answers", "回答", "Answers", body)
@@ -59,6 +60,7 @@ def _said(value: object) -> str:
 
 
 def loss(facts: Facts) -> str:
+    """The curves, drawn twice: for a wide page and for a narrow one."""
     if facts.now.jobs and facts.now.job("train") is None:
         return ""
     odd = ""
@@ -83,6 +85,7 @@ def loss(facts: Facts) -> str:
 
 
 def checks(facts: Facts) -> str:
+    """What merge proved and what infer compared."""
     rows = [*_merge(facts), *_infer(facts)]
     if not rows:
         body = missing(
@@ -170,6 +173,7 @@ def _differences(infer: Json) -> str:
 
 
 def data(facts: Facts) -> str:
+    """What prepare kept of the data, and how many steps that makes."""
     if facts.now.jobs and facts.now.job("prepare") is None:
         return ""
     result = facts.result("prepare")
@@ -231,6 +235,7 @@ def _arithmetic(steps: Json) -> str:
 
 
 def disk(facts: Facts) -> str:
+    """What lies in the run's directory, by size."""
     if not facts.sizes:
         return ""
     total, most = sum(count for _, count in facts.sizes), facts.sizes[0][1] or 1
