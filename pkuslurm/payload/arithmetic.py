@@ -30,6 +30,8 @@ LARGEST_RANK = 192
 STEP = 16
 _TILE, _EDGE, _STRIPS = 304, 8, 48
 _BF16_NAN = 0x7FC0
+_SMALLEST = float(np.finfo(np.float32).smallest_normal)
+_UPPER = np.uint32(0xFFFF0000)
 Form = Callable[[Array, Array, Array], None]
 _rooms = threading.local()
 
@@ -66,27 +68,88 @@ def narrow(numbers: Array, dtype: str) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(rounded, numbers, casting="same_kind")
         return rounded
-    nan = np.isnan(numbers) if not sum_is_finite(numbers) else None
-    bits, odd = numbers.view(np.uint32), room("odd", numbers.shape, np.uint32)
-    np.right_shift(bits, 16, out=odd)
-    np.bitwise_and(odd, 1, out=odd)
-    np.add(odd, 0x7FFF, out=odd)
-    np.add(bits, odd, out=bits)
+    nan = np.isnan(numbers) if has_nan(numbers) else None
+    bits = _round(numbers)
     np.right_shift(bits, 16, out=bits)
     np.copyto(rounded, bits, casting="same_kind")
     if nan is not None:
-        rounded[nan] = _BF16_NAN  # the addition above may carry into the sign
+        rounded[nan] = _BF16_NAN  # what is added to round may carry into the sign
     return rounded
 
 
-def sum_is_finite(numbers: Array) -> bool:
-    """False wherever a number is not finite, and seldom else: a quick look before a slow one."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.add.reduce(numbers, axis=None)))
+def _round(numbers: Array) -> Array:
+    """The bits of ``numbers``, in place, so that their upper halves are the nearest bfloat16, the even one of two."""
+    parts = in_parts(numbers.view(np.uint32))
+    np.add(parts, 0x8000, out=parts)
+    if parts.size:
+        # a number from the middle of two, one in 65536, has a lower half of 0 now
+        for place in np.flatnonzero(np.minimum.reduce(parts.view(np.uint16), axis=1) == 0):
+            part = parts[place]
+            part[part & 0xFFFF == 0] &= 0xFFFE0000
+    return parts.reshape(numbers.shape)
+
+
+def in_parts(numbers: Array) -> Array:
+    """In a few long rows: to look for what is rare row by row is as quick as over the whole, and tells where it is."""
+    return numbers.reshape(1 if numbers.size % 16 else 16, -1)
+
+
+def even_and_odd(matrix: Array) -> Array:
+    """Its columns 0, 2, 4 … and its columns 1, 3, 5 …"""
+    return np.stack([matrix[:, ::2], matrix[:, 1::2]])
+
+
+def add_pairs(numbers: Array, stored: Array) -> None:
+    """Add bfloat16 as they are in a file to ``numbers``, which are ``even_and_odd``. In a word of the file the even one
+    is the lower half; numpy is quick with words that follow each other, slow with halves."""
+    words = stored.view(np.uint32)
+    wide, (even, odd) = room("words", words.shape, np.uint32), numbers
+    added = wide.view(np.float32)
+    np.left_shift(words, 16, out=wide)
+    np.add(even, added, out=even)
+    np.bitwise_and(words, _UPPER, out=wide)
+    np.add(odd, added, out=odd)
+
+
+def narrow_pairs(numbers: Array) -> Array:
+    """As ``narrow`` to bfloat16, of what is ``even_and_odd`` and no NaN: words as a file has them."""
+    even, odd = _round(numbers)
+    words = room("words", even.shape, np.uint32)
+    np.right_shift(even, 16, out=words)
+    np.bitwise_and(odd, _UPPER, out=odd)
+    np.bitwise_or(words, odd, out=words)
+    return words
+
+
+def scaled(left: Array, right: Array, scale: float) -> Array | None:
+    """``left * scale``, if its product with ``right`` is to the bit ``(left @ right) * scale``; else None.
+
+    For a power of two it is, as long as nothing is rounded because it is too small, or too large: everything that is
+    added up is a multiple of the last bits of the smallest factors, and that must be one that float32 has."""
+    fraction, power = math.frexp(scale)
+    ranges = _exponents(left), _exponents(right)
+    if fraction != 0.5 or None in ranges:
+        return None
+    power -= 1
+    (small, large), (other, most) = ranges  # type: ignore[misc]
+    last = min(small + other - 48, small - 24)
+    first = max(large + most + 9, large)  # a sum of at most LARGEST_RANK
+    if last + min(power, 0) < -149 or first + max(power, 0) > 127:
+        return None
+    return left * np.float32(scale)
+
+
+def _exponents(numbers: Array) -> tuple[int, int] | None:
+    """Of the smallest (but for 0) and the largest, as frexp has them; None if one is not finite."""
+    sizes = np.abs(numbers[numbers != 0])
+    if not sizes.size:
+        return 0, 0
+    most = float(sizes.max())
+    return (math.frexp(sizes.min())[1], math.frexp(most)[1]) if math.isfinite(most) else None
 
 
 def has_nan(numbers: Array) -> bool:
-    return not sum_is_finite(numbers) and bool(np.isnan(numbers).any())
+    return bool(numbers.size) and math.isnan(np.maximum.reduce(numbers, axis=None))
 
 
 def row_norms(numbers: Array) -> Array:
@@ -137,16 +200,28 @@ def form_for(rows: int, columns: int, rank: int) -> Form | None:
 
 def chain(left: Array, right: Array) -> Array:
     """``left @ right`` with one rounding for each product that is added, in their order: exact, and slow."""
+    ones, others = left.astype(np.float64), right.astype(np.float64)
     total: Array = np.zeros((len(left), right.shape[1]), np.float32)
-    for place in range(len(right)):
-        total = _multiply_add(left[:, place, None], right[place], total)
+    for start in range(0, len(left), 8):  # more at once do not stay in the processor's cache
+        rows = slice(start, start + 8)
+        for place in range(len(right)):
+            total[rows] = _add(ones[rows, place, None] * others[place], total[rows].astype(np.float64))
     return total
 
 
-def _multiply_add(one: Array, other: Array, more: Array) -> Array:
-    """one * other + more, rounded once. float64 holds the product; its sum is rounded to odd, so that rounding that to
-    float32 is as good as one rounding."""
-    product, addend = one.astype(np.float64) * other, more.astype(np.float64)
+def _add(product: Array, addend: Array) -> Array:
+    """Their sum, rounded to float32 once. float64 holds a product of two float32, and of the sum enough, unless it is
+    the middle between two float32 by its own rounding, or of fewer bits: those are added up slowly."""
+    total = product + addend
+    rounded = total.astype(np.float32)
+    doubtful = (total.view(np.int64) & 0x1FFF_FFFF == 0x1000_0000) | (np.abs(total) < _SMALLEST)
+    if doubtful.any():
+        rounded[doubtful] = _add_slowly(product[doubtful], addend[doubtful])
+    return rounded
+
+
+def _add_slowly(product: Array, addend: Array) -> Array:
+    """The sum is rounded to odd in float64, so that rounding that to float32 is as good as one rounding."""
     total = product + addend
     part = total - product
     error = (product - (total - part)) + (addend - part)

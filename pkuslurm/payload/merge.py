@@ -153,7 +153,7 @@ def _stream(
         stream_template(args, base, folder, trust)
     chat_template = put_tokenizer(base, folder)
     seconds["stream"], mark = time.monotonic() - mark, time.monotonic()
-    proof = stream_proof.prove(planned, folder)
+    proof = stream_proof.prove(planned, folder, lambda: stream.sync(planned, folder))
     seconds["proof"] = time.monotonic() - mark
     print(f"pkuslurm: merge: streamed, {proof.tensors} tensors, {len(planned.changes)} of them changed", flush=True)
     return {

@@ -18,17 +18,25 @@ class Failed(Exception):
     """What a share that failed said."""
 
 
-def in_shares(work: Callable[[], Iterable[Callable[[], None]]]) -> None:
-    """Run all that ``work`` yields, each once, in as many processes as there are processors. Raises Failed, OSError.
+def in_shares(work: Callable[[], Iterable[Callable[[], None]]], beside: Callable[[], None] | None = None) -> None:
+    """Run all that ``work`` yields, each once, in as many processes as there are processors; and ``beside`` in this
+    one, where what waits for the disk has its time. Raises Failed, OSError.
 
     ``work`` is called in each and must yield the same. A process whose parent is gone ends."""
     count = min(MOST, len(os.sched_getaffinity(0)))
     if count == 1:
         for one in work():
             one()
+        if beside is not None:
+            beside()
         return
     ends = [_start(work, number, count) for number in range(count)]
     failed: list[Exception] = []
+    if beside is not None:
+        try:
+            beside()
+        except OSError as error:
+            failed.append(error)
     for process, pipe in ends:
         with os.fdopen(pipe, "rb") as stream:
             said = stream.read().decode("utf-8", "replace")
