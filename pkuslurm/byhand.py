@@ -65,7 +65,7 @@ def job_file(kind: str, file: Path, prompts: str | None, environ: Mapping[str, s
         "accelerator": accelerator,
         "devices": max(nproc, devices) if kind == "train" and accelerator != "cpu" else None,
         "first_attempt": before + 1 if isinstance(before, int) else 1,
-        "command": job_command(kind, run, nodes, nproc, python, sys.executable),
+        "command": job_command(kind, run, nodes, nproc, python, sys.executable, ACCELERATORS[accelerator].launcher),
         "env": {**COMMON_ENV, **ACCELERATORS[accelerator].env, **_collective(kind, accelerator, args, environ)},
         "env_names": {},
         "unset": list(UNSET),

@@ -41,6 +41,7 @@ def test_its_job_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     environ = {"SLURM_STEP_NPUS": "4,5", "SLURM_JOB_NUM_NODES": "2", "HCCL_CONNECT_TIMEOUT": "300"}
     job = json.loads(byhand.job_file("train", file, None, environ).read_text())
     assert (job["accelerator"], job["devices"], job["nproc_per_node"]) == ("npu", 2, 2)
+    assert "torch.distributed.run" in job["command"]
     hccl = {name: value for name, value in job["env"].items() if name.startswith("HCCL")}
     # the YAML says no ddp_timeout: torch's 1800 s
     assert hccl == {"HCCL_WHITELIST_DISABLE": "1", "HCCL_EXEC_TIMEOUT": "900"}
@@ -48,3 +49,4 @@ def test_its_job_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "HCCL_EXEC_TIMEOUT" not in json.loads(byhand.job_file("train", file, None, late).read_text())["env"]
     job = json.loads(byhand.job_file("train", file, None, {}).read_text())
     assert (job["accelerator"], job["devices"]) == ("cpu", None) and not [n for n in job["env"] if "HCCL" in n]
+    assert "prefork" in job["command"]

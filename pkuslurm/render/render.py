@@ -160,7 +160,7 @@ def _launcher(plan: RunPlan, job: JobSpec) -> str:
 
 
 def job_command(
-    kind: str, run: RunDir, nodes: int, nproc: int, python: str, own_python: str, launcher: str = "torchrun"
+    kind: str, run: RunDir, nodes: int, nproc: int, python: str, own_python: str, launcher: str
 ) -> list[str]:
     """What a job's worker starts; it fills in $NODE_RANK, $MASTER_ADDR, $MASTER_PORT, which a started job has."""
     if kind == "report":

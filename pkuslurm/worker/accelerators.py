@@ -32,7 +32,9 @@ class Accelerator:
     smi: str = ""  # what shows the cards
     address: str = ""  # the variable for the address over which the ranks talk
     interfaces: tuple[str, ...] = ("GLOO_SOCKET_IFNAME",)  # and for the interface's name
-    launcher: str = "torchrun"  # where cluster.launcher=auto
+    # where cluster.launcher=auto; prefork only where the stages of training were seen to compute the same with it:
+    # torch-npu documents spawn and forkserver, not fork, and on a GPU the two have not been compared
+    launcher: str = "torchrun"
 
 
 ACCELERATORS: Mapping[str, Accelerator] = {
@@ -49,6 +51,7 @@ ACCELERATORS: Mapping[str, Accelerator] = {
             # OpenMP's threads spin while they wait: beside another busy process that makes torch ten times slower
             "OMP_WAIT_POLICY": "PASSIVE",
         },
+        launcher="prefork",
     ),
     "cuda": Accelerator(
         device="cuda",

@@ -134,6 +134,15 @@ class _Device:
     def is_initialized(self): return self.there
 cuda, npu = _Device({cuda}), _Device({npu})
 """
+# a library of this name in the process, as /proc/self/maps shows it
+MAPPED = """
+import ctypes, mmap
+file = open({name!r}, "w+b")
+file.truncate(4096)
+kept = mmap.mmap(file.fileno(), 0)
+"""
+# the driver's answer after cuInit; before, it is 3
+DRIVER = "ctypes.CDLL = lambda name: type('', (), {'cuDeviceGetCount': staticmethod(lambda count: 0)})\n"
 UNSAFE = {
     "a thread": (
         "import threading, time; threading.Thread(target=time.sleep, args=(9,), daemon=True, name='t1').start()",
@@ -145,6 +154,9 @@ UNSAFE = {
     ),
     "a process": ("import subprocess; subprocess.Popen(['sleep', '3'], stdout=-3, stderr=-3)", "started processes"),
     "cuda": ("import sys; sys.path.insert(0, 'used'); import torch", "initialised torch.cuda"),
+    "npu": ("import sys; sys.path.insert(0, 'used'); import torch", "initialised torch.npu"),
+    "cuda's driver": (MAPPED.format(name="libcuda.so.1") + DRIVER, "initialised CUDA"),
+    "cann": (MAPPED.format(name="libascendcl.so"), "loaded libascendcl"),
     "llamafactory": ("import llamafactory", "llamafactory was imported"),
 }
 
@@ -154,7 +166,7 @@ def test_what_cannot_be_forked_is_torchruns(play: Play, tmp_path: Path, case: st
     """In the environment that was given, and with one line that says why."""
     text, why = UNSAFE[case]
     (tmp_path / "used" / "torch").mkdir(parents=True)
-    (tmp_path / "used" / "torch" / "__init__.py").write_text(TORCH.format(cuda=True, npu=False))
+    (tmp_path / "used" / "torch" / "__init__.py").write_text(TORCH.format(cuda=case == "cuda", npu=case == "npu"))
     (tmp_path / "llamafactory.py").touch()
     (tmp_path / "careless.py").write_text(text)
     torchrun(tmp_path)
@@ -189,14 +201,18 @@ def torchrun(folder: Path) -> None:
     [
         ({"OMP_NUM_THREADS": "4,2"}, "OMP_NUM_THREADS=4,2"),
         ({"OMP_NUM_THREADS": "1"}, "torch_npu is installed"),
+        ({"TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}, "torch loads late:go by itself"),
     ],
 )
 def test_what_speaks_against_it_is_seen_before_anything_is_imported(
     tmp_path: Path, play: Play, environ: dict[str, str], why: str
 ) -> None:
     torchrun(tmp_path)
-    (tmp_path / "torch_npu.py").write_text("raise SystemExit('imported')")
+    if "torch_npu" in why:
+        (tmp_path / "torch_npu.py").write_text("raise SystemExit('imported')")
     (tmp_path / "late.py").write_text("print('imported')")
+    (tmp_path / "late-1.dist-info").mkdir()
+    (tmp_path / "late-1.dist-info" / "entry_points.txt").write_text("[torch.backends]\nlate = late:go\n")
     out, err = play("never", modules=("late",), **environ).communicate(timeout=20)
     assert why in err and "imported" not in out + err
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pkuslurm.launch import main
+from pkuslurm.paths import PAYLOAD
 
 
 def files(capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, str]:
@@ -45,6 +46,29 @@ def test_each_job_says_what_it_computes_on(
         assert found[kind]["env"]["TORCH_DEVICE_BACKEND_AUTOLOAD"] == "0"
     hccl = {name: value for job in found.values() for name, value in job["env"].items() if name.startswith("HCCL")}
     assert bool(hccl) == (accelerator == "npu")
+
+
+IMAGE = ["container=apptainer", "container.image=/images/lf.sif"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "launcher"),
+    [
+        (["cluster=local"], "prefork"),
+        (["cluster=slurm", *IMAGE], "prefork"),
+        (["cluster=ascend"], "torch.distributed.run"),  # torch-npu documents no fork
+        (["cluster=nvidia", *IMAGE], "torch.distributed.run"),  # not compared on a device
+        (["cluster=nvidia", "cluster.launcher=prefork"], "prefork"),
+        (["cluster=local", "cluster.launcher=torchrun"], "torch.distributed.run"),
+        (["cluster=ascend", "cluster.jobs.train={accelerator: cpu}"], "prefork"),
+    ],
+)
+def test_who_starts_the_ranks(overrides: list[str], launcher: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default prefork only where what it computes is known to be the same."""
+    train = jobs(capsys, *overrides)["train"]
+    assert [word for word in train["command"] if word in ("prefork", "torch.distributed.run")] == [launcher]
+    if train["container"]:  # it needs no more of the image than its python
+        assert train["command"][0] == "python3" and str(PAYLOAD.parent.parent) in train["container"]["mounts"]
 
 
 @pytest.mark.parametrize(
