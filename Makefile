@@ -1,4 +1,4 @@
-# One target a line in `make help`. Everything runs with .venv, which each target makes if it is missing.
+# One target a line in `make help`. Everything runs with .venv; targets that need no run make it if it is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
@@ -11,7 +11,7 @@ DIR ?=
 ARGS ?=
 
 .PHONY: help setup setup-dev demo test lint train merge infer report status constraints \
-        retry cancel bundle test-faults soak bench slurm-up slurm-down serve chat
+        retry cancel there bundle test-faults soak bench slurm-up slurm-down serve chat
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,11 @@ setup: ## make .venv with LLaMA-Factory and torch (about 6 GB)
 
 setup-dev:
 	@.ci/setup train,dev
+
+# a run is there only where .venv is: who asks for one by mistake, in a fresh clone, waits for no installation
+there:
+	@[ "$(PY)" != .venv/bin/python ] || { ls .venv/.installed-* >/dev/null 2>&1 && [ ! -e .venv-unfinished ]; } || \
+	    { echo "no .venv yet: make setup" >&2; exit 2; }
 
 demo: setup ## the whole pipeline here: a tiny model, two nodes as processes, to a report
 	@$(PY) -m pkuslurm.launch nodes=2 $(ARGS)
@@ -38,28 +43,28 @@ lint: setup-dev ## ruff, mypy --strict, the layers, shellcheck
 train: setup ## one run (NODES=2 CLUSTER=local ARGS="train.learning_rate=5e-5")
 	@$(PY) -m pkuslurm.launch cluster=$(CLUSTER) nodes=$(NODES) $(ARGS)
 
-merge: setup ## merge a run's adapter again (RUN=id, default the newest)
+merge: there ## merge a run's adapter again (RUN=id, default the newest; ARGS=--force: also a complete one)
 	@$(PY) -m pkuslurm merge $(if $(RUN),"$(RUN)") $(ARGS)
 
-infer: setup ## ask a run's questions again (RUN=id)
+infer: there ## ask a run's questions again (RUN=id; ARGS=--force: also where all are answered)
 	@$(PY) -m pkuslurm infer $(if $(RUN),"$(RUN)") $(ARGS)
 
-serve: setup ## let a run's models answer, base and tuned, in a page and an OpenAI endpoint (RUN=id)
+serve: there ## let a run's models answer, base and tuned, in a page and an OpenAI endpoint (RUN=id)
 	@$(PY) -m pkuslurm serve $(if $(RUN),"$(RUN)") $(ARGS)
 
-chat: setup ## talk to them on the terminal (RUN=id)
+chat: there ## talk to them on the terminal (RUN=id)
 	@$(PY) -m pkuslurm chat $(if $(RUN),"$(RUN)") $(ARGS)
 
-report: setup ## write a run's report.html anew (RUN=id)
+report: there ## write a run's report.html anew (RUN=id)
 	@$(PY) -m pkuslurm report $(if $(RUN),"$(RUN)") $(ARGS)
 
-status: setup ## how a run stands (RUN=id)
+status: there ## how a run stands (RUN=id)
 	@$(PY) -m pkuslurm status $(if $(RUN),"$(RUN)") $(ARGS)
 
-retry: setup ## once more what is not complete of a run (RUN=id)
+retry: there ## once more what is not complete of a run (RUN=id)
 	@$(PY) -m pkuslurm retry $(if $(RUN),"$(RUN)") $(ARGS)
 
-cancel: setup ## end a run (RUN=id)
+cancel: there ## end a run (RUN=id)
 	@$(PY) -m pkuslurm cancel $(if $(RUN),"$(RUN)") $(ARGS)
 
 bundle: ## one folder for PYTHONPATH (DIR=/path), for an image or a pod without an index (docs/images.md)

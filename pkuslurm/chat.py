@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.read.endpoint import Endpoint
 from pkuslurm.read.text import between, duration, safe
 
@@ -77,7 +78,7 @@ def main(endpoint: Endpoint, key: str, run: str, key_file: str, base_url: str | 
     for stream, mend in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # bytes of another encoding are no reason to end
             stream.reconfigure(errors=mend)
-    server = Server(base_url or endpoint.base_url, key, key_file, f"pkuslurm serve {run}")
+    server = Server(base_url or endpoint.base_url, key, key_file, command("serve", run))
     left = between(datetime.now().astimezone().isoformat(), endpoint.ends) if endpoint.ends else None
     facts = [
         f"{run}: {', '.join(endpoint.models)}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from pkuslurm.config.built import check_built
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
 from pkuslurm.guard import guarded
-from pkuslurm.paths import CONF, absolute
+from pkuslurm.paths import CONF, absolute, command
 from pkuslurm.plan.inputs import Inputs
 from pkuslurm.plan.plan import RunPlan, plan
 from pkuslurm.preflight.resolve import check_machine, resolve
@@ -26,10 +25,11 @@ from pkuslurm.preflight.slurm import check_login_node, check_slurm
 from pkuslurm.read.places import remember
 from pkuslurm.read.text import safe
 from pkuslurm.render.render import RunFiles, render
-from pkuslurm.render.text import dry_run_text, labelled
+from pkuslurm.render.text import dry_run_text, labelled, last_words
 from pkuslurm.rundir import RunDir, read_json
 from pkuslurm.submit.cards import counted
-from pkuslurm.submit.meet_where import Role, again, facts, placed, platforms, role, screen, settings
+from pkuslurm.submit.meet_settings import again, settings, variables
+from pkuslurm.submit.meet_where import Role, facts, placed, platforms, role, screen
 from pkuslurm.submit.meet_where import place as meeting_place
 from pkuslurm.submit.write import create, make_root, new_run_id
 
@@ -83,26 +83,31 @@ def _main(argv: Sequence[str]) -> int:
             sweep = compose_sweep(typed, directories)
         return launch_sweep(sweep, typed, os.environ)
     composed = compose(overrides, directories)
+    same = composed.yaml  # what a platform has told may differ from node to node
     if found := _from_platform(composed.config, overrides):
         composed = compose([*overrides, *found], directories)
     if "cfg" in options:
         print(composed.yaml, end="")
         return 0
-    return launch(composed, os.environ, overrides)
+    return launch(composed, os.environ, [*(f"--config-dir={one}" for one in directories), *overrides], same)
 
 
 def _from_platform(config: Config, typed: Sequence[str]) -> list[str]:
     return platforms(typed, os.environ) if config.cluster.executor == "meet" else []
 
 
-def launch(composed: Composed, environ: Mapping[str, str], overrides: Sequence[str]) -> int:
-    """One composed point: printed where dry_run is set, else checked, written and run; ``overrides`` were typed."""
+def launch(composed: Composed, environ: Mapping[str, str], words: Sequence[str], same: str | None = None) -> int:
+    """One composed point: printed where dry_run is set, else checked, written and run.
+
+    ``words`` were typed; ``same``: the YAML of what must be so on all nodes that meet, unless it is all of it.
+    """
     config = replace(
         composed.config, run_root=absolute(composed.config.run_root), cache_root=absolute(composed.config.cache_root)
     )
     changed = {item.key for item in composed.settings}
     typed = [item.key for item in composed.settings if item.origin == "command line"]  # not a site's defaults.yaml
-    check_built(config, sorted(changed), typed)
+    with composed.blame:
+        check_built(config, sorted(changed), typed)
     config = counted(placed(config, changed, environ), environ)
     if config.sweep.extend is not None:
         raise PkuslurmError(f"sweep.extend={config.sweep.extend}: points are added by a sweep; write launch -m …")
@@ -111,19 +116,25 @@ def launch(composed: Composed, environ: Mapping[str, str], overrides: Sequence[s
     own = role(environ, config.nodes, config.cluster.nproc_per_node or 1) if meets else Role()
     place = meeting_place(config, changed, own, environ) if meets and config.nodes > 1 else None
     if meets and config.nodes > 1 and place is None and not config.dry_run:
-        print(screen(overrides, config.nodes, config.cluster.join_timeout, environ), end="", file=sys.stderr)
+        line = again([word for word in words if not word.startswith("cluster.meet=")])
+        print(screen(line, config.nodes, config.cluster.join_timeout, environ), end="", file=sys.stderr)
         return 2
-    inputs = resolve(config, environ, lenient=config.dry_run)
+    with composed.blame:
+        inputs = resolve(config, environ, lenient=config.dry_run)
+    inputs = replace(inputs, notes=tuple(map(composed.blame.said, inputs.notes)))
     if meets:
         inputs = replace(inputs, facts=(*facts(config, environ), *inputs.facts))
+    elif environ.get("WORK_DIR") and "run_root" not in changed and not environ.get("PKUSLURM_RUN_ROOT"):
+        inputs = replace(inputs, facts=(("runs", f"in {config.run_root}, since WORK_DIR is set"), *inputs.facts))
     if meets and config.nodes > 1 and place is None:
         inputs = replace(inputs, notes=(NOWHERE, *inputs.notes))
     if config.dry_run:
         run = RunDir(Path(config.run_root) / "RUN_ID")
         files = render(steps, inputs, run, composed.yaml, sys.executable)
-        print(
-            dry_run_text(steps, files, [*composed.notes, *inputs.notes], inputs.facts, _scripts(steps, files)), end=""
-        )
+        notes = [*composed.notes, *inputs.notes]
+        print(dry_run_text(steps, files, notes, inputs.facts, _scripts(steps, files)), end="", flush=True)
+        if sys.stderr.isatty():
+            print(*map(safe, last_words(notes)), sep="\n", end="\n" if notes else "", file=sys.stderr)
         return 0
     check_machine(config, inputs)
     if config.cluster.executor == "slurm":
@@ -137,23 +148,30 @@ def launch(composed: Composed, environ: Mapping[str, str], overrides: Sequence[s
         create(steps, files, composed.overrides, composed.settings)
         remember(run.path.parent, environ)
         _announce(run, inputs, composed)
-        return _submit(steps, run) if config.cluster.executor == "slurm" else _run_here(steps, run, nodes)
+        if config.cluster.executor == "slurm":
+            return _submit(steps, run)
+        return _run_here(steps, run, nodes, inputs.notes)
 
-    return work(None) if place is None else _meet(steps, place, own, overrides, work)
+    if place is None:
+        return work(None)
+    root = config.run_root if config.cluster.meet is None and "run_root" not in typed else None
+    there = variables(own, config.nodes, environ, root)
+    line = "" if there is None else again(words, variables=there)
+    return _meet(config, place, own, same or composed.yaml, line, work)
 
 
-def _meet(steps: RunPlan, place: Path, own: Role, overrides: Sequence[str], work: Callable[[Nodes | None], int]) -> int:
+def _meet(config: Config, place: Path, own: Role, same: str, line: str, work: Callable[[Nodes | None], int]) -> int:
     """``work`` on node 0, once all nodes are there; the run's exit code on each of them."""
     from pkuslurm.submit.meet import together
     from pkuslurm.submit.meeting_files import folder
 
-    config = steps.config
+    source = "" if config.from_yaml is None else f"from_yaml={absolute(config.from_yaml)}"
     made = not place.is_dir()
     try:
         make_root(place, 0o750 if config.access == "group" else 0o700)
         file = folder(place, "cluster.meet" if config.cluster.meet is not None else "run_root") / f"{own.key}.json"
-        same, timeout = settings(overrides, config), float(config.cluster.join_timeout)
-        return together(file, own, config.nodes, same, again(overrides), timeout, work)
+        alike, timeout = settings(same, config), float(config.cluster.join_timeout)
+        return together(file, own, config.nodes, alike, line, timeout, work, source)
     except OSError as error:
         raise PkuslurmError(f"{error.filename or place}: {error.strerror or error}") from None
     finally:
@@ -174,16 +192,16 @@ def _announce(run: RunDir, inputs: Inputs, composed: Composed) -> None:
             print(safe(labelled(note)), file=sys.stderr)
 
 
-def _run_here(steps: RunPlan, run: RunDir, nodes: Nodes | None) -> int:
+def _run_here(steps: RunPlan, run: RunDir, nodes: Nodes | None, told: Sequence[str]) -> int:
     from pkuslurm.read.closing import closing
     from pkuslurm.screen import Screen
     from pkuslurm.submit.local import NotBegun, run_jobs
 
     try:
-        code = run_jobs(run, steps.kinds, Screen(run, steps.kinds), nodes=nodes)
+        code = run_jobs(run, steps.kinds, Screen(run, steps.kinds, told), nodes=nodes)
     except NotBegun as error:
         print(run.path, flush=True)
-        raise PartlySubmitted(f"{error}; the run is written: make room, then `pkuslurm retry {run.run_id}`") from None
+        raise PartlySubmitted(f"{error}; the run is written: make room, then {command('retry', run.run_id)}") from None
     with suppress(OSError):
         passed = closing(run, sys.stderr)
         if code == 0 and passed is False:
@@ -220,12 +238,11 @@ def _submit(steps: RunPlan, run: RunDir) -> int:
     except Refused:
         shutil.rmtree(run.path, ignore_errors=True)  # nothing of it is in the queue
         raise
-    command = f"{shlex.quote(sys.executable)} -m pkuslurm"
     with suppress(OSError):
         ids = {kind: entry["job_id"] for kind, entry in (read_json(run.run_json) or {})["jobs"].items()}
         listed = ", ".join(f"{kind} {job_id}" for kind, job_id in ids.items())
         print(f"submitted {listed}; they go on by themselves", file=sys.stderr)
-        print(f"next     {command} status {shlex.quote(run.run_id)}", file=sys.stderr)
+        print(f"next     {command('status', run.run_id)}", file=sys.stderr)
     code = _follow(steps, run) if steps.config.wait else 0
     with suppress(OSError):
         print(run.path, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +13,12 @@ from typing import Any
 from pkuslurm.compose import Sweep, show, told
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
-from pkuslurm.paths import absolute
+from pkuslurm.paths import absolute, command
 from pkuslurm.plan.chains import Chain, chains
 from pkuslurm.points import Ready, ready
 from pkuslurm.read.find import find, remember, roots
 from pkuslurm.read.text import safe
-from pkuslurm.render.text import labelled
+from pkuslurm.render.text import MOST_NOTES, labelled, last_words
 from pkuslurm.rundir import SHARED, read_json
 from pkuslurm.submit.alone import alone
 from pkuslurm.submit.owner import launcher_of
@@ -28,9 +27,6 @@ from pkuslurm.submit.write_sweep import SweepFiles, add, create
 from pkuslurm.sweep import follow, not_all, run_here, submitted
 from pkuslurm.sweep_files import sweep_files, with_columns
 from pkuslurm.sweepdir import SweepDir, is_sweep, save
-
-# a hundred points can have a hundred notes that differ in a number
-MOST_NOTES = 8
 
 
 def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -44,7 +40,10 @@ def launch_sweep(sweep: Sweep, typed: Sequence[str], environ: Mapping[str, str])
 
         home = SweepDir(root / "RUN_ID")
         points = ready(sweep, home, environ)
-        print(sweep_text(points, sweep_files(home, points, sweep, typed), sweep.notes), end="")
+        print(sweep_text(points, sweep_files(home, points, sweep, typed), sweep.notes), end="", flush=True)
+        notes = list(dict.fromkeys([*sweep.notes, *(note for one in points for note in one.inputs.notes)]))
+        if sys.stderr.isatty():
+            print(*map(safe, last_words(notes)), sep="\n", end="\n" if notes else "", file=sys.stderr)
         return 0
     home = old or SweepDir(root / new_run_id(config.name or f"sweep-{_varied(sweep)}"))
     points = ready(sweep, home, environ)
@@ -215,8 +214,7 @@ def _submit(home: SweepDir, known: dict[str, Any], todo: Sequence[Chain], undo: 
         raise
     with suppress(OSError):
         print(submitted(known), file=sys.stderr)
-        command = f"{shlex.quote(sys.executable)} -m pkuslurm"
-        print(f"next     {command} status {shlex.quote(home.sweep_id)}", file=sys.stderr)
+        print(f"next     {command('status', home.sweep_id)}", file=sys.stderr)
     return left
 
 

@@ -70,7 +70,8 @@ def _ready(point: SweepPoint, home: SweepDir, environ: Mapping[str, str], seen: 
         composed.config, run_root=absolute(composed.config.run_root), cache_root=absolute(composed.config.cache_root)
     )
     typed = [item.key for item in composed.settings if item.origin == "command line"]
-    check_built(config, [item.key for item in composed.settings], typed)
+    with composed.blame:
+        check_built(config, [item.key for item in composed.settings], typed)
     if config.cluster.executor == "meet" and (config.nodes > 1 or config.cluster.meet is not None):
         raise PkuslurmError(
             "-m: on cluster=scow each point of a sweep works on one node, and meets nobody; write nodes=1 and leave "
@@ -79,7 +80,9 @@ def _ready(point: SweepPoint, home: SweepDir, environ: Mapping[str, str], seen: 
     config = counted(placed(config, {"run_root", "cache_root"}, environ), environ)
     whole = plan(config)
     steps = RunPlan(config, tuple(job for job in whole.jobs if job.kind != "report"))  # the sweep has one for all
-    inputs = resolve(config, environ, lenient=config.dry_run, seen=seen)
+    with composed.blame:
+        inputs = resolve(config, environ, lenient=config.dry_run, seen=seen)
+    inputs = replace(inputs, notes=tuple(map(composed.blame.said, inputs.notes)))
     files = render(steps, inputs, RunDir(home.path / ANY_POINT), composed.yaml, sys.executable)
     texts = {name: text for name, text in files.texts.items() if name != "jobs/prepare.json"}
     own = [files.jobs[job.kind] for job in steps.jobs if job.kind != "prepare"]

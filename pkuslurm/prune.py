@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ LEFTOVERS = (
     *(".merged.tmp-*", ".merged.old-*", ".merged.pruned-*", ".data.*", "adapter/.checkpoint-*.pruned-*"),
     "bad-checkpoints/*",  # moved aside before a training went on
 )
+MOST_REASONS = 4
 _KEY = re.compile(r"[0-9a-f]{24}")
 _STALE = re.compile(r"\.[0-9a-f]{24}\..+")
 KEPT = "adapters, full weights, answers, reports, logs, proofs; every run that is not COMPLETED"
@@ -278,14 +280,16 @@ def _show(
         table(("run", "what", "folder", "size", "frees"), rows, sys.stdout)
     total = size(sum(item.frees for item in shown))
     told = f"{total} freed" if arguments.yes else f"{total} would be freed" if items else "nothing to remove"
+    print(told)
     if idle := sum(not item.frees for item in items):
-        told += f"; {idle} that free{'s' if idle == 1 else ''} nothing not listed"
-    print(told + (" (what else is linked to stays on the disk: --cache)" if _linked(items) else ""))
+        print(f"not listed: {idle} folder{'s' if idle > 1 else ''} whose removal alone frees nothing")
+    if _linked(items):
+        print("tokenized data is also in the cache: --cache removes there, too, what no run uses")
     for path, why in failed.items():
         print(f"pkuslurm: {safe(path)}: not removed: {safe(why)}", file=sys.stderr)
-    others = f" {len(skipped)} run{'s are' if len(skipped) > 1 else ' is'} left alone:" if skipped else ""
-    reasons = sorted(set(skipped.values()))
-    print(f"kept: {KEPT}." + others + f"{' ' if reasons else ''}{'; '.join(reasons[:4])}")
+    print(f"kept: {KEPT}")
+    for why, count in Counter(skipped.values()).most_common(MOST_REASONS):
+        print(f"left alone: {count} run{'s' if count > 1 else ''}: {why.removeprefix('it is ')}")
     if items and not arguments.yes:
         print("nothing was removed; --yes removes it" + ("" if arguments.merged else "; --merged adds merged models"))
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.read import sweep as reading
 from pkuslurm.read.closing import closing
 from pkuslurm.read.proof import open_kinds
@@ -57,7 +58,7 @@ def _open(run: RunDir, jobs: Mapping[str, Any]) -> list[str]:
     kinds = open_kinds(run, jobs)
     if run.is_point and "prepare" in kinds:
         sweep = run.path.parent.name
-        raise PkuslurmError(f"{run.run_id}: its prepare is done for several points: pkuslurm retry {sweep}")
+        raise PkuslurmError(f"{run.run_id}: its prepare is done for several points: {command('retry', sweep)}")
     return kinds
 
 
@@ -68,7 +69,8 @@ def _nothing(run: RunDir) -> None:
 def _together(run: RunDir, kinds: list[str], nodes: int) -> int:
     """Without a scheduler: this command is typed on every node, whose folder of the run is where they meet."""
     from pkuslurm.submit.meet import say, together
-    from pkuslurm.submit.meet_where import again, role
+    from pkuslurm.submit.meet_settings import again, variables
+    from pkuslurm.submit.meet_where import role
 
     if nodes == 1:
         if (os.environ.get("NODE_RANK") or os.environ.get("RANK") or "0") != "0":
@@ -79,7 +81,8 @@ def _together(run: RunDir, kinds: list[str], nodes: int) -> int:
     check_idle(run, read_document(run) or {}, beats.GLANCE_SECONDS)
     ranks = max((read_json(run.job(kind)) or {}).get("nproc_per_node") or 1 for kind in kinds)
     own = role(os.environ, nodes, ranks)
-    command = again(["retry", str(run.path)], "pkuslurm")
+    there = variables(own, nodes, os.environ)
+    command = "" if there is None else again(["retry", str(run.path)], "pkuslurm", there)
     same = ("retry", run.run_id, *kinds)
     return together(run.meeting, own, nodes, same, command, _join_seconds(run), lambda there: _here(run, kinds, there))
 

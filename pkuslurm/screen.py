@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,19 @@ WHAT = {
 }
 
 
+def _what(run: RunDir, kind: str) -> str:
+    if kind == "merge" and not ((read_json(run.job(kind)) or {}).get("payload") or {}).get("adapter", True):
+        return "copy the model, which has no adapter, and load the copy"
+    return WHAT[kind]
+
+
 class Screen:
     """A watcher of the local executor."""
 
-    def __init__(self, run: RunDir, kinds: tuple[str, ...]) -> None:
+    def __init__(self, run: RunDir, kinds: tuple[str, ...], told: Sequence[str] = ()) -> None:
+        """``told``: what launch has warned of already."""
         self.run = run
+        self.told = told
         self.kinds = kinds
         self.started_at = 0.0
         self.printed_at = 0.0
@@ -53,7 +61,7 @@ class Screen:
 
     def _begin(self, kind: str) -> None:
         number = self.kinds.index(kind) + 1
-        _say(f"[{number}/{len(self.kinds)}] {kind:<8} {WHAT[kind]}")
+        _say(f"[{number}/{len(self.kinds)}] {kind:<8} {_what(self.run, kind)}")
         if sys.stderr.isatty():
             self.live = _progress()
             self.live.add_task(kind, total=None, text="")
@@ -90,7 +98,7 @@ class Screen:
             self.live = None
         seconds = duration(time.monotonic() - self.started_at)
         if state == "COMPLETED":
-            _say(f"      {state} in {seconds}{_fact(kind, read_json(self.run.result(kind)) or {})}")
+            _say(f"      {state} in {seconds}{_fact(kind, read_json(self.run.result(kind)) or {}, self.told)}")
         elif state == "SKIPPED":
             _say(f"[-] {kind}: SKIPPED, {safe(reason or '')}")
         else:
@@ -143,18 +151,31 @@ def _many(count: object, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _fact(kind: str, result: Mapping[str, Any]) -> str:
-    """One line of what came out, from the job's result."""
+def _rows(data: Mapping[str, Any]) -> str:
+    blocks = data.get("blocks")
+    if blocks is None:
+        return f"{data.get('kept')} of {_many(data.get('rows'), 'row')}"
+    packed = f"{_many(blocks, 'block')} of up to {data.get('block')} tokens"
+    rows = data.get("rows")
+    return packed if rows is None else f"{data.get('kept')} of {_many(rows, 'row')} packed into {packed}"
+
+
+def _fact(kind: str, result: Mapping[str, Any], told: Sequence[str] = ()) -> str:
+    """One line of what came out, from the job's result; of its warnings those that are not ``told`` already."""
     facts: list[str] = []
     if kind == "prepare" and "dataset" in result:
         data, steps = result["dataset"], result.get("steps") or {}
-        facts.append(f"{data.get('kept')} of {_many(data.get('rows'), 'row')}, {_many(data.get('tokens'), 'token')}")
+        unit = "block" if data.get("blocks") is not None else "row"
+        facts.append(f"{_rows(data)}, {_many(data.get('tokens'), 'token')}")
         facts += (
-            [f"{_many(steps['total'], 'step')} of {_many(steps.get('effective_batch'), 'row')}"]
+            [f"{_many(steps['total'], 'step')} of {_many(steps.get('effective_batch'), unit)}"]
             if steps.get("total")
             else []
         )
-        facts += [str(warning) for warning in result.get("warnings", [])]
+        # once is enough
+        facts += [
+            str(warning) for warning in result.get("warnings", []) if not any(str(warning) in one for one in told)
+        ]
     elif kind == "train" and "global_step" in result:
         loss = result.get("train_loss")
         facts.append(_many(result["global_step"], "step"))

@@ -19,13 +19,13 @@ from typing import Any
 from pkuslurm import keys, reach
 from pkuslurm.again import recompose
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.plan.inputs import Inputs, Prompt
 from pkuslurm.plan.plan import serving
 from pkuslurm.preflight.resolve import interpreter
 from pkuslurm.preflight.slurm import check_slurm
 from pkuslurm.read import endpoint as endpoints
 from pkuslurm.read import find, proof, pruned, status
-from pkuslurm.read.closing import python
 from pkuslurm.read.endpoint import Endpoint
 from pkuslurm.read.rules import ENDED
 from pkuslurm.read.text import safe
@@ -38,7 +38,7 @@ from pkuslurm.submit.owner import check_owner, launcher_of
 from pkuslurm.worker import marker
 
 KIND = "serve"
-COMMAND = f"{python()} -m pkuslurm"
+COMMAND = command()
 # what a run leaves to be decided when it is served
 SETTINGS = ("serve", "cluster", "container")
 # a look at the files; a question to Slurm, which is asked by everybody

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 import time
@@ -11,10 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.plan.chains import Chain
 from pkuslurm.read import proof
 from pkuslurm.read import sweep as reading
-from pkuslurm.read.closing import python
 from pkuslurm.read.job import JobStatus
 from pkuslurm.read.present_sweep import line
 from pkuslurm.read.report import leaderboard
@@ -73,7 +72,7 @@ def closing(now: SweepStatus) -> None:
         if now.path.joinpath("report.html").exists():
             print(f"report   {safe(now.path / 'report.html')}", file=sys.stderr)
         verb = "status" if now.state == "COMPLETED" else "retry"
-        print(f"next     {python()} -m pkuslurm {verb} {shlex.quote(now.sweep_id)}", file=sys.stderr)
+        print(f"next     {command(verb, now.sweep_id)}", file=sys.stderr)
 
 
 def submitted(sweep: Mapping[str, Any]) -> str:

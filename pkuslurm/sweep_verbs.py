@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.read import sweep as reading
 from pkuslurm.rundir import RunDir
 from pkuslurm.sweepdir import SweepDir
@@ -75,7 +76,7 @@ def _report(home: SweepDir, arguments: argparse.Namespace) -> int:
     from pkuslurm.read.report import sweep_page
 
     if arguments.export is not None:
-        raise PkuslurmError(f"--export: only of a single run; pkuslurm report {home.sweep_id}/0 --export")
+        raise PkuslurmError(f"--export: only of a single run; {command('report', f'{home.sweep_id}/0', '--export')}")
     now = reading.read(home.path)
     if arguments.best:
         path: Path = keep.best_folder(now)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pkuslurm import sweep_verbs
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.read import endpoint, find, present, status
 from pkuslurm.rundir import KINDS, RunDir, read_json
 from pkuslurm.sweepdir import SweepDir, is_sweep
@@ -36,7 +37,7 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return merge_yaml(arguments.from_yaml, filter(None, [arguments.run, *arguments.settings]), arguments.run_root)
     places = roots(arguments)
     if verb == "runs":
-        return _runs(places, arguments.json)
+        return _runs(places, arguments)
     if verb == "chat" and (arguments.url is not None or arguments.run is None):
         from pkuslurm import serving
 
@@ -75,13 +76,15 @@ def roots(arguments: argparse.Namespace) -> list[Path]:
     return find.roots(given, os.environ)
 
 
-def _runs(places: Sequence[Path], as_json: bool) -> int:
+def _runs(places: Sequence[Path], arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     found = find.list_runs(places, find.memory(os.environ))
-    if as_json:
+    if arguments.json:
         print(json.dumps([item.to_json() for item in found], ensure_ascii=False))
     else:
         present.show_runs(found, sys.stdout, began)
+        if not found and arguments.run_root is None and find.state_file(os.environ) is None:
+            print("HOME is not set, so no launch is remembered here: name the folder of runs with --run-root")
     return 0
 
 
@@ -96,7 +99,7 @@ def _status(run: RunDir, arguments: argparse.Namespace) -> int:
     else:
         present.show_status(now, sys.stdout)
         if (there := endpoint.read(run, now.jobs)) is not None:
-            told = f"served at {there.page_url}; pkuslurm serve {run.run_id} tells how to reach it"
+            told = f"served at {there.page_url}; {command('serve', run.run_id)} tells how to reach it"
             print(f"\n{present.safe(told)}")
     bad = now.state not in ("COMPLETED", "RUNNING", "PENDING") or now.passed is False
     return 1 if arguments.exit_code and bad else 0

@@ -6,6 +6,7 @@ import ensurepip
 import errno
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -55,6 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["make", "-s", "bundle", f"PY={sys.executable}", f"DIR={place}"], cwd=REPO, capture_output=True, text=True
         )
         assert made.returncode == 0 and "hydra-core 1." in made.stderr, made.stderr
+        assert f"export PYTHONPATH={shlex.quote(str(place))}; python" in made.stderr, "it is typed as it is printed"
     assert not list(place.rglob("*.so")) and [entry.name for entry in place.iterdir()] == ["pkuslurm"]
     return place
 
@@ -126,6 +128,13 @@ def test_yaml_without_its_compiled_part(bundle: Path, tmp_path: Path) -> None:
     assert dry.returncode == 0 and str(bundle / "pkuslurm" / "conf") in dry.stdout, dry.stderr
     told = "import pkuslurm, yaml; print(yaml.__with_libyaml__, yaml.__file__)"
     assert ask(python, tmp_path, "-c", told, PYTHONPATH=str(bundle)).stdout.startswith(f"False {bundle}")
+    # that image has no LLaMA-Factory either: what is told to be done works without a Makefile
+    found = ask(python, tmp_path, "-m", "pkuslurm", "doctor", PYTHONPATH=str(bundle)).stdout.splitlines()
+    refused = ask(python, tmp_path, "-m", "pkuslurm.launch", "here=true", PYTHONPATH=str(bundle)).stderr
+    assert "cluster.python=" in found[-1] and "is here" not in found[-1]
+    assert "has no LLaMA-Factory; name one that has it: cluster.python=" in refused and "make" not in refused, refused
+    runs = ask(python, tmp_path, "-m", "pkuslurm", "runs", PYTHONPATH=str(bundle)).stdout
+    assert "-m pkuslurm launch" in runs and "make" not in runs, runs
 
 
 REFUSED = [("", "which folder?"), ("taken", "is no bundle"), ("file", "is a file"), ("file/x", "Not a directory")]
@@ -242,3 +251,41 @@ def test_uv_is_told_what_pip_is_configured_with(tmp_path: Path) -> None:
     (place / ".venv" / ".installed-base").unlink()
     subprocess.run([".ci/setup", "base"], cwd=place, env=env, capture_output=True, check=True)
     assert "UV_DEFAULT_INDEX=https://own.example/simple" in (tmp_path / "told").read_text(encoding="utf-8")
+
+
+UV = """\
+#!/bin/bash
+if [ "$1" = venv ]; then
+    [ ! -e .venv ] || exit 9
+    mkdir -p .venv/bin && ln -s /bin/true .venv/bin/python
+elif [ ! -e uv-works ]; then
+    touch .venv/half
+    kill -TERM $PPID
+    sleep 0.2
+fi
+"""
+
+
+def test_a_setup_that_was_ended_is_begun_anew_and_a_verb_makes_none(tmp_path: Path) -> None:
+    place = checkout(tmp_path / "clone")
+    (place / "Makefile").symlink_to(REPO / "Makefile")
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(UV, encoding="utf-8")
+    uv.chmod(0o755)
+    env = surroundings(tmp_path, PATH=f"{uv.parent}:/usr/bin:/bin", PYTHON="/bin/false")
+
+    def make(*words: str) -> tuple[int, str]:
+        made = subprocess.run(["make", "-s", *words], cwd=place, env=env, capture_output=True, encoding="utf-8")
+        return made.returncode, made.stderr
+
+    for verbs in (("status", "cancel", "report", "retry", "merge", "infer", "serve", "chat"), ("status",)):
+        for verb in verbs:
+            code, err = make(verb)
+            assert code == 2 and err.startswith("no .venv yet: make setup\n"), (verb, err)
+        assert make("setup")[0] != 0 and (place / ".venv" / "half").exists()
+    (place / "uv-works").touch()
+    (place / ".venv-unfinished").write_text("999999999\n", encoding="utf-8")  # it has ended
+    code, err = make("setup")
+    assert code == 0 and not (place / ".venv" / "half").exists() and not (place / ".venv-unfinished").exists(), err
+    assert make("status") == (0, "")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pkuslurm import launch
+from pkuslurm.worker import devices
 from tests.conftest import REPO, Ended, environment, run
 
 HEAVY = "torch|transformers|llamafactory|matplotlib|pandas|numpy|datasets|peft"
@@ -58,7 +59,13 @@ REFUSED = {
     "infer.prompts=bad.jsonl": "not a regular expression",
     "infer.prompts=[a] infer.expect=[b,c]": "2 expectations for 1 prompts",
     "run_root=/proc/nowhere": "run_root=/proc/nowhere: ",
-    "cluster=ascend": "-m pkuslurm fetch Qwen/Qwen2.5-1.5B-Instruct",
+    "model.path=Qwen/Qwen2.5-1.5B-Instruct": "-m pkuslurm fetch Qwen/Qwen2.5-1.5B-Instruct",
+    "model=tiny cluster.accelerator=cuda": "cluster.accelerator=cuda: this machine has no such device",
+    "cluster=scow model=tiny": "cluster.accelerator=npu: this machine has no such device",
+    "dataset=identity dataset.name=identiy": "dataset.name=identiy: dataset=identity is identity; did you mean that?",
+    "cluster.join_timeout=abc": "cluster.join_timeout=abc: it must be a number\n",
+    "dataset.columns=a:问 dataset.columns=b:答": "write 'dataset.columns={a: 问, b: 答}'",
+    "export_dir=x": "did you mean merge.export_dir=x?",
     "cluster.env.HF_TOKEN=abc": "HF_TOKEN",
     "nodes=1.5": "whole number",
     "cluster.nproc_per_node=0": "1 or more",
@@ -114,6 +121,7 @@ def test_refused_in_one_line_and_nothing_is_written(
     for name in ("a.json", "b.json"):
         (weird / "two" / name).write_text("[]", encoding="utf-8")
     before = sorted(weird.rglob("*"))
+    monkeypatch.setattr(devices, "count_files", lambda _: 0)  # wherever this is tested
     more = ["infer.prompts=[hi]"] if "dataset.path" in typed else []
     words = re.split(r" (?=[\w.]+=)", typed)
     monkeypatch.chdir(weird)
@@ -202,6 +210,40 @@ def test_without_slurm_on_this_machine(
     assert launch.main(["cluster=slurm", "model=tiny", f"cache_root={tmp_path}"]) == 2
     assert "there is no sbatch on this machine" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+NO_CLUSTER = "scontrol: fatal: Could not establish a configuration source"
+AWAY = "slurm_load_partitions: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.parametrize(
+    ("says", "typed", "message"),
+    [
+        (NO_CLUSTER, "model=tiny cluster.accelerator=cpu", "know of no cluster (no slurm.conf, no controller)"),
+        (NO_CLUSTER, "nodes=2", "cluster=local runs here"),  # before the model, which is not here either
+        (AWAY, "model=tiny cluster.accelerator=cpu", "the controller does not answer; try again later"),
+        (AWAY, "nodes=2", "-m pkuslurm fetch"),
+    ],
+)
+def test_slurm_that_belongs_to_no_cluster_is_not_one_that_is_away(
+    says: str,
+    typed: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "squeue", "scontrol", "scancel"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho '{says}' >&2; exit 1\n", encoding="utf-8")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("PKUSLURM_MODELS", "SCOW_AI_MODEL_PATH", "MODELSCOPE_CACHE", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    assert launch.main(["cluster=ascend", *typed.split(), f"cache_root={tmp_path}/cache"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_disk_that_is_too_small(

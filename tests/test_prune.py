@@ -61,7 +61,7 @@ def test_alone_it_only_shows(run: RunDir, weird: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert tree(weird) == before
     assert all(word in told for word in ("checkpoint-30", "checkpoint-60", ".merged.tmp-x1", "nothing was removed"))
-    assert "tokenized data" not in told and "1 that frees nothing not listed" in told, "the cache has it too"
+    assert "not listed: 1 folder whose removal alone frees nothing\n" in told, "the cache has it too"
     items = asked(capsys)["items"]
     assert isinstance(items, list) and "tokenized data" in [item["what"] for item in items]
     assert "kept: adapters, full weights, answers, reports, logs, proofs" in told and "merged model  " not in told
@@ -150,6 +150,8 @@ def test_other_runs_are_never_touched(
     found = asked(capsys, "--yes", "--merged", "--cache", "--older", "0")
     assert tree(run.path) == before and found["items"] == []
     assert isinstance(found["kept"], list) and found["kept"][0]["why"] == why
+    assert cli.main(["prune"]) == 0
+    assert f"\nleft alone: 1 run: {why.removeprefix('it is ')}\n" in capsys.readouterr().out
     assert cli.main(["prune", str(run.path), "--yes"]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and tree(run.path) == before
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from pkuslurm.cli import _parser
+from pkuslurm.cli import HELPS, _parser
 from pkuslurm.compose import compose, compose_sweep
 from tests.conftest import REPO
 
@@ -16,7 +17,7 @@ from tests.conftest import REPO
 def commands(name: str) -> list[str]:
     text = (REPO / name).read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    inline = re.findall(r"`(\.venv/bin/[^`]+)`", text)
+    inline = re.findall(r"`((?:\.venv/bin/|make )[^`]+)`", text)
     return [line.strip() for line in [*blocks.splitlines(), *inline] if line.strip()]
 
 
@@ -32,6 +33,9 @@ def test_every_command_of_the_readme_exists(line: str, tmp_path: Path, monkeypat
     if words[0] == "make":
         makefile = (REPO / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:.*##", makefile, re.MULTILINE)
+        if words[1] in HELPS:  # a verb
+            made = subprocess.run(["make", "-n", *words[1:], "PY=python"], cwd=REPO, capture_output=True, text=True)
+            _parser().parse_args(shlex.split(made.stdout.splitlines()[-1])[3:])
         return
     if words[0] == "sbatch":
         script = next(word for word in words if word.endswith(".sbatch"))
@@ -60,5 +64,5 @@ def test_the_defaults_that_the_readmes_show_are_taken(tmp_path: Path, monkeypatc
 
 
 def test_both_languages_show_the_same_commands() -> None:
-    shape = [[line.split("prompts=")[0] for line in commands(name)] for name in ("README.md", "README.en.md")]
+    shape = [[re.split("prompts=| RUN=", line)[0] for line in commands(name)] for name in ("README.md", "README.en.md")]
     assert shape[0] == shape[1]

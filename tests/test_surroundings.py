@@ -37,7 +37,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_without_a_home_it_works_or_says_so_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = f"cache_root={tmp_path}/cache"
     assert launch.main([cache, "dry_run=true"]) == 0 and cli.main(["runs"]) == 0 and cli.main(["prune"]) == 0
-    capsys.readouterr()
+    assert "HOME is not set, so no launch is remembered here: name the folder of runs with --run-root" in (
+        capsys.readouterr().out
+    )
     for start in (
         lambda: launch.main(["dry_run=true"]),
         lambda: launch.main([cache, "model.path=~/a"]),
@@ -50,6 +52,15 @@ def test_without_a_home_it_works_or_says_so_in_a_line(tmp_path: Path, capsys: py
     assert cli.main(["fetch", "Qwen/Qwen3-0.6B", "--to", "x", "--from", "http://127.0.0.1:9"]) == 2
     assert f"USER@{os.uname().nodename}:{tmp_path}/x/" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_a_variable_moves_are_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORK_DIR", f"{tmp_path}/w")
+    for typed, told in (((), True), (("run_root=x",), False)):
+        assert launch.main([*typed, f"cache_root={tmp_path}", "dry_run=true"]) == 0
+        assert (f"in {tmp_path}/w/runs, since WORK_DIR is set" in capsys.readouterr().out) is told
 
 
 def test_a_home_that_cannot_be_written(

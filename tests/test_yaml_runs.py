@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pkuslurm import cli, screen
 from pkuslurm.launch import main
 from pkuslurm.rundir import RunDir, read_json, read_jsonl
 from tests.conftest import environment, run
@@ -72,6 +74,7 @@ def test_several_sets_of_data_and_one_that_is_held_out(place: Path, capsys: pyte
     assert info["one"]["file_name"] == str(place / "d" / "one.json")
     assert info["held"]["file_name"] == "/runs/RUN_ID/dataset-3.jsonl", "not UTF-8: from the copy that prepare makes"
     assert "9 rows" in text, "five of six and four"
+    assert f"for evaluation: {place / 'd' / 'held.csv'}, alpaca, 2 rows" in text
     assert "media_dir" not in train
     mixed = {"mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
     assert shown(capsys, write(mixed | {"dataset": "one,two"}))[1]["interleave_probs"] == "0.5,0.5"
@@ -102,12 +105,12 @@ def test_paths_begin_where_one_stands(place: Path, capsys: pytest.CaptureFixture
 
 
 UNRUNNABLE: dict[str, dict[str, Any]] = {
-    "train.do_train=false": {"do_train": False, "do_predict": True, "predict_with_generate": True},
-    "train.ray_num_workers=4": {"ray_num_workers": 4},
-    "train.use_kt=true": {"use_kt": True},
+    "do_train=false": {"do_train": False, "do_predict": True, "predict_with_generate": True},
+    "launched: ray_num_workers=4": {"ray_num_workers": 4},
+    "launched: use_kt=true": {"use_kt": True},
     "train.use_mca=true": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "far": {"dataset": "far"},
-    "dataset.path=ONLINE": {"dataset_dir": "ONLINE"},
+    "note: dataset_dir=ONLINE": {"dataset_dir": "ONLINE"},
 }
 
 
@@ -146,7 +149,87 @@ def test_an_export_that_would_overwrite_is_refused(place: Path, capsys: pytest.C
     (place / "out" / "mine").write_text("")
     Path("my.yaml").write_text("model_name_or_path: m\nadapter_name_or_path: a\nexport_dir: out\n")
     assert main(["pipeline=merge", "from_yaml=my.yaml", "dry_run=true"]) == 2
-    assert "merge.export_dir=out: it is not empty, and nothing is overwritten" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert refused.startswith("pkuslurm: export_dir=out: it is not empty, and nothing is overwritten")
+    assert refused.endswith("; it stands in my.yaml\n")
+    assert cli.main(["merge", "--from-yaml", "my.yaml", "export_dir=out2"]) == 2
+    assert "did you mean merge.export_dir=out2?" in capsys.readouterr().err
+    assert main(["pipeline=merge", "from_yaml=my.yaml", "merge.export_dir=out2", "dry_run=true"]) == 0
+
+
+def test_a_merge_without_an_adapter_says_that_it_copies(place: Path) -> None:
+    run = RunDir(place / "run")
+    run.job("merge").parent.mkdir(parents=True)
+    for adapter, says in ((None, "copy the model"), ("a", "merge the adapter into the model")):
+        run.job("merge").write_text(json.dumps({"payload": {"adapter": adapter}}))
+        assert screen._what(run, "merge").startswith(says)
+
+
+NAMED: dict[str, tuple[dict[str, Any], str]] = {
+    "eval_dataset=hled: ": (
+        {"eval_dataset": "hled"},
+        "it has no such dataset; did you mean held?; it stands in my.yaml",
+    ),
+    "dataset=ona: ": ({"dataset": "two,ona"}, "it has no such dataset; did you mean one?; it stands in my.yaml"),
+    "do_train=false: LLaMA-Factory would do nothing": (
+        {"do_train": None},
+        "it is LLaMA-Factory's default, as my.yaml says nothing of do_train",
+    ),
+    "dataset_dir=data: there is no such file or folder": (
+        {"dataset_dir": None},
+        "it is LLaMA-Factory's default, as my.yaml says nothing of dataset_dir, and begins at the current folder ({})",
+    ),
+    "model_name_or_path=d/小千: no such folder ({}/d/小千)": (
+        {"model_name_or_path": "d/小千"},
+        "; did you mean d/小千问?; give a model's folder, or its id, such as Qwen/Qwen3-0.6B; it stands in my.yaml",
+    ),
+    "lora_rank=x: ": ({"lora_rank": "x"}, "; it stands in my.yaml"),
+    "dataset.path={}/d/bad.json: it is not JSON": ({"dataset": "bad"}, "; my.yaml says dataset_dir: d"),
+}
+
+
+@pytest.mark.parametrize("begins", NAMED)
+def test_a_refusal_names_the_key_and_the_file_that_one_has_written(
+    begins: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, ends = NAMED[begins]
+    (place / "d" / "小千问").mkdir()
+    (place / "d" / "bad.json").write_text("[{")
+    (place / "d" / "dataset_info.json").write_text(json.dumps(INFO | {"bad": {"file_name": "bad.json"}}))
+    model = [] if "model_name_or_path" in more else ["model.make=tiny", "model.template=default"]
+    given = {key: value for key, value in (BASE | {"dataset": "one"} | more).items() if value is not None}
+    Path("my.yaml").write_text(yaml.safe_dump(given, allow_unicode=True), encoding="utf-8")
+    assert main(["from_yaml=my.yaml", "here=true", *model]) == 2
+    refused = capsys.readouterr().err
+    assert refused.startswith(f"pkuslurm: {begins.format(place)}") and refused.count("\n") == 1
+    assert refused.endswith(f"{ends.format(place)}\n")
+    if "dataset" in more:  # of a sweep's point, too
+        assert main(["-m", "from_yaml=my.yaml", "train.seed=1,2", "here=true", *model]) == 2
+        assert begins.format(place) in (refused := capsys.readouterr().err) and "my.yaml" in refused
+
+
+def test_what_was_put_aside_is_said_where_it_is_missed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = write({"dataset": "one", "eval_dataset": "held", "eval_strategy": "steps", "eval_steps": 1})
+    assert main([given, "dataset.path=d/two.json", "dry_run=true"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "nothing to evaluate on; set train.val_size=0.1 or train.eval_dataset; it stands in my.yaml; "
+        "my.yaml: eval_dataset: not taken; dataset.path=d/two.json is typed\n"
+    )
+    assert main(["from_yaml=my.yml", "dry_run=true"]) == 2
+    assert "did you mean my.yaml?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_the_last_screen_of_a_dry_run_has_its_notes(
+    sweep: bool, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    words = ["-m", "train.seed=1,2"] if sweep else []
+    assert main([write({"dataset": "one"}), "model.path=none", "dry_run=true", *words]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("this dry run has ") and any(
+        "note: model.path=none: no such" in line for line in said[1:]
+    )
 
 
 @pytest.mark.real
@@ -169,6 +252,12 @@ def test_a_full_fine_tune_of_a_yaml_is_asked_where_it_lies(weird: Path) -> None:
     assert [answer["tuned"] is not None for answer in read_jsonl(one.answers)] == [True]
     facts = (read_json(one.result("prepare")) or {})["dataset"]
     assert (facts["rows"], facts["train_rows"], facts["eval_rows"]) == (10, 10, 2)
+    assert [(one["name"], Path(one["file"]).name, one["rows"], one["train"], one["eval"]) for one in facts["sets"]] == [
+        ("one", "one.json", 6, True, False),
+        ("two", "two.json", 4, True, False),
+        ("held", "held.csv", 2, False, True),
+    ]
+    assert "2 steps are few" in ended.err and ended.err.count(" are few to learn") == 1, "at launch, and not again"
     log = (read_json(one.adapter / "trainer_state.json") or {})["log_history"]
     assert len([entry for entry in log if "eval_loss" in entry]) >= 2
     settings = (read_json(one.run_json) or {})["settings"]

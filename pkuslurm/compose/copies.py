@@ -151,8 +151,9 @@ class Composer:
             self._written(base.text, fast),
             tuple(items),
             parts.composed.choices,
-            settings_of(values, self._shipped, parts.origins),
+            settings_of(values, self._shipped, parts.origins, parts.composed.blame.given),
             (*(note for word in words for note in word.notes), *parts.standing),
+            parts.composed.blame,
         )
 
     def _written(self, text: Sequence[str | Keys], fast: Mapping[str, _Word]) -> str:

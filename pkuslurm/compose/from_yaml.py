@@ -22,6 +22,8 @@ from pkuslurm.config.checks import CARRIED, OWNED
 from pkuslurm.config.llamafactory import names
 from pkuslurm.config.parse import show
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
+from pkuslurm.preflight.nearest import nearest_to
 
 KEY = "from_yaml"
 # Groups of which no preset may be mixed in, and their choices that say nothing.
@@ -50,11 +52,12 @@ _PATHS = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "media_di
 
 @dataclass(frozen=True)
 class Given:
-    """``name``: the file as it was typed; ``values``: its keys as ours, nested; ``choices``: of the groups that were
-    not typed; ``notes``: one line for each key that is not taken as it stands.
+    """``name``: the file as it was typed; ``content``: its keys; ``values``: as ours, nested; ``choices``: of the
+    groups that were not typed; ``notes``: one line for each key that is not taken as it stands.
     """
 
     name: str
+    content: Mapping[str, Any]
     values: Mapping[str, Any]
     choices: Mapping[str, str]
     notes: tuple[str, ...]
@@ -89,7 +92,8 @@ def _read(name: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise PkuslurmError(f"{KEY}={name}: it is not UTF-8; save it as UTF-8") from None
     except OSError as error:
-        raise PkuslurmError(f"{KEY}={name}: it cannot be read ({error.strerror})") from None
+        near = nearest_to(file.absolute(), name)
+        raise PkuslurmError(f"{KEY}={name}: it cannot be read ({error.strerror}){near}") from None
     try:
         # OmegaConf's loader, which LLaMA-Factory uses: 1e-4 is a number, a key that is there twice is refused
         content = json.loads(text) if file.suffix == ".json" else yaml.load(text, Loader=presets.yaml_loader())
@@ -175,7 +179,7 @@ class _Mapped:
             if isinstance(value, str) and value.startswith("~/") and not Path(value).exists():
                 raise PkuslurmError(f"{self.name}: {key}={value}: LLaMA-Factory knows no ~; write the whole path")
         choices = {group: choice for group, choice in NEUTRAL.items() if self.typed(group) is None}
-        return Given(self.name, _literal(values), choices, tuple(self.notes))
+        return Given(self.name, self.content, _literal(values), choices, tuple(self.notes))
 
 
 class _Train(_Mapped):
@@ -214,9 +218,8 @@ class _Train(_Mapped):
         if keys & _TRAINS:
             return
         if "export_dir" in keys:
-            raise PkuslurmError(
-                f"{KEY}={self.name}: it is an export YAML (export_dir); write: pkuslurm merge --from-yaml {self.name}"
-            )
+            merge = command("merge", "--from-yaml", self.name)
+            raise PkuslurmError(f"{KEY}={self.name}: it is an export YAML (export_dir); write: {merge}")
         if "model_name_or_path" in keys and "stage" not in keys:
             raise PkuslurmError(
                 f"{KEY}={self.name}: it is a YAML to chat with (no data, no output_dir); write pipeline=infer "

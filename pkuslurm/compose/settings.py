@@ -9,12 +9,11 @@ from typing import Any
 
 from pkuslurm.compose import presets
 from pkuslurm.compose.choosing import SHIPPED
-from pkuslurm.compose.from_yaml import Given
+from pkuslurm.compose.from_yaml import NEUTRAL, Given
 from pkuslurm.compose.presets import Defaults, flatten
 from pkuslurm.compose.words import GROUPS
 from pkuslurm.config.parse import show as shown
 from pkuslurm.config.schema import Setting
-from pkuslurm.errors import PkuslurmError
 
 COMMAND_LINE = "command line"
 # The order in which Hydra puts one on the other; defaults.yaml comes before the experiment.
@@ -61,16 +60,21 @@ def origin_of(key: str, origins: Mapping[str, str]) -> str | None:
 
 
 def settings_of(
-    values: Mapping[str, Any], shipped: Mapping[str, Any], origins: Mapping[str, str]
+    values: Mapping[str, Any], shipped: Mapping[str, Any], origins: Mapping[str, str], given: Given | None = None
 ) -> tuple[Setting, ...]:
-    """Every value that differs from what a command without a word composes."""
+    """Every value that differs from what a command without a word composes; where a YAML is ``given``, no preset of a
+    model, of data or of a training would have applied."""
     changed = []
+    unsaid = DEFAULT_CHOICES
+    if given is not None:
+        shipped = {key: value for key, value in shipped.items() if key.split(".")[0] not in NEUTRAL}
+        unsaid = (*unsaid, *given.chosen)
     for key, value in flatten(values).items():
         if key == "notes" or value == shipped.get(key):
             continue
         origin = origin_of(key, origins)
         # without one it is config.yaml's own value, which the default model has changed
-        if origin is not None and origin not in DEFAULT_CHOICES:
+        if origin is not None and origin not in unsaid:
             changed.append(Setting(key, value, shipped.get(key), origin))
     return tuple(changed)
 
@@ -88,13 +92,3 @@ def show(settings: Sequence[Setting]) -> str:
     return "".join(
         f"{item.key} = {shown(item.value)}  (default {shown(item.default)}; {item.origin})\n" for item in settings
     )
-
-
-def blamed(error: PkuslurmError, origins: Mapping[str, str]) -> PkuslurmError:
-    """The refusal of a value that stands in a file of one's own names that file."""
-    found = re.match(r"([\w-]+(?:\.[\w-]+)*)[=:]", str(error))
-    origin = origin_of(found.group(1), origins) if found else None
-    of_ours = origin is None or origin == COMMAND_LINE or re.fullmatch(r"\w+=[\w.-]+", origin)
-    if of_ours or "stands in" in str(error):
-        return error
-    return PkuslurmError(f"{error}; it stands in {origin}")

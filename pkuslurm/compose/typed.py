@@ -19,6 +19,7 @@ from pkuslurm.errors import PkuslurmError
 
 # Nodes that take any key (LLaMA-Factory's, sbatch's, variables): Hydra wants `++` there; a user need not know.
 OPEN = ("train", "merge", "cluster.env", "cluster.extra", "cluster.jobs", "dataset.columns", "dataset.tags")
+MAPPINGS = ("cluster.env", "cluster.extra", "dataset.columns", "dataset.tags")
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", re.ASCII)
 FULL_WIDTH = str.maketrans("＝：", "==")
 BRACKETS = str.maketrans("［］，", "[],")
@@ -73,12 +74,14 @@ def is_open(key: str) -> bool:
 
 
 def separate_words(items: Sequence[str]) -> None:
-    """Raise PkuslurmError for key = value, in two or three words of the shell, and for what is not UTF-8."""
+    """Raise PkuslurmError for key = value, in two or three words of the shell, for braces that the shell has taken for
+    its own, and for what is not UTF-8."""
     for at, item in enumerate(items):
         try:
             item.encode("utf-8")
         except UnicodeEncodeError:
             raise PkuslurmError(f"{ascii(item)[1:-1]}: this is not UTF-8; type it in a UTF-8 terminal") from None
+        _unbraced(item, items)
         before, after = items[at - 1] if at else "", items[at + 1] if at + 1 < len(items) else ""
         if item.startswith("=") and before:
             value = item[1:] or after
@@ -93,6 +96,18 @@ def separate_words(items: Sequence[str]) -> None:
         if "=" in before and "=" not in item and item[:1] not in ("-", "~") and (opened or not _is_known(item)):
             rest = takewhile(lambda word: "=" not in word and not word.startswith("-"), items[at:])
             raise PkuslurmError(f"{item}: a value with spaces needs quotes: {_pasted(' '.join([before, *rest]))}")
+
+
+def _unbraced(item: str, items: Sequence[str]) -> None:
+    """bash makes dataset.columns={a:b,c:d} two words, dataset.columns=a:b and dataset.columns=c:d."""
+    key, _, value = item.partition("=")
+    if key in MAPPINGS and re.match(r"[\w.-]+:", value):
+        said = (other.partition("=") for other in items)
+        pairs = ", ".join(": ".join(one.split(":", 1)) for name, _, one in said if name == key and ":" in one)
+        raise PkuslurmError(
+            f"{show(item)}: keys and values stand in braces, quoted, since the shell takes braces apart: write "
+            f"{shlex.quote(f'{key}={{{pairs}}}')}"
+        )
 
 
 def _is_known(key: str) -> bool:

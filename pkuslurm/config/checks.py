@@ -12,6 +12,7 @@ from pkuslurm.config.llamafactory import check_keys, check_template
 from pkuslurm.config.parse import show
 from pkuslurm.config.schema import JOBS, Config
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 
 # LLaMA-Factory's keys that a run decides itself, and what to say instead.
 OWNED = {
@@ -152,7 +153,7 @@ def _model(config: Config, choices: Mapping[str, str]) -> None:
     if url is not None:
         name = url.group(1) or "OWNER/NAME"
         raise PkuslurmError(
-            f"model.path={show(model.path)}: a URL is no model folder; download it first: pkuslurm fetch {name}"
+            f"model.path={show(model.path)}: a URL is no model folder; download it first: {command('fetch', name)}"
         )
     if model.make is None and model.path is None:
         raise PkuslurmError("model.path: no model is given; write model.path=/path/to/a/model, or choose model=tiny")

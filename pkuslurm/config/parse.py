@@ -151,7 +151,10 @@ def _fits(hint: Any, value: object) -> bool:
 def _describe(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     parts = []
-    for option in _alternatives(hint):
+    options = _alternatives(hint)
+    for option in options:
+        if option is int and float in options:  # said by "a number"
+            continue
         if get_origin(option) is Literal:
             parts += [str(choice) for choice in get_args(option)]
         elif get_origin(option) is list:

@@ -18,6 +18,8 @@ from pkuslurm.doctor.check import Check
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.read.text import safe, width
 
+NO_TRAINER = "launch refuses with this Python, which has no LLaMA-Factory; name one that has it: cluster.python=PATH"
+
 
 def main(arguments: argparse.Namespace, rest: Sequence[str] = ()) -> int:
     """The verb. Returns 1 if something that pkuslurm needs is missing, else 0."""
@@ -41,8 +43,9 @@ def main(arguments: argparse.Namespace, rest: Sequence[str] = ()) -> int:
     if arguments.json:
         print(json.dumps([check.to_json() for check in checks], ensure_ascii=False))
     else:
-        told = ("everything that pkuslurm needs is here", "missing")
-        _show(checks, *(("a run can start there", "not right") if words else told))
+        untrained = any(check.check == software.TRAINER and not check.ok for check in checks)
+        good = NO_TRAINER if untrained else "everything that pkuslurm needs is here"
+        _show(checks, *(("a run can start there", "not right") if words else (good, "missing")))
     return 1 if any(check.needed and not check.ok for check in checks) else 0
 
 

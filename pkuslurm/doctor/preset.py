@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.slurm import commands, crane, site
 from pkuslurm.slurm.gres import Device
 from pkuslurm.slurm.site import Accounts, Group, Partition, Site
@@ -71,7 +72,7 @@ def write(name: str, directory: Path | None, environ: Mapping[str, str]) -> Path
 def say(file: Path, name: str) -> None:
     """The file on stdout, what to do next on stderr."""
     print(file)
-    print(f"next     read it, then: pkuslurm doctor cluster={name}", file=sys.stderr)
+    print(f"next     read it, then: {command('doctor', f'cluster={name}')}", file=sys.stderr)
 
 
 @dataclass(frozen=True)

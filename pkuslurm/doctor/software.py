@@ -13,11 +13,12 @@ from pkuslurm import __version__
 from pkuslurm.doctor import interpreter, machine
 from pkuslurm.doctor.check import Check
 from pkuslurm.doctor.interpreter import Python
-from pkuslurm.paths import PACKAGE
+from pkuslurm.paths import BUNDLED, PACKAGE
 from pkuslurm.payload.bytecode import PLACES
 
 NEEDED = ("hydra-core", "omegaconf", "submitit", "rich", "PyYAML")
 TRAINING = ("llamafactory", "torch", "torch-npu", "transformers", "peft", "datasets", "accelerate", "trl")
+TRAINER = "LLaMA-Factory"
 COMPILED = ("torch", "transformers", "llamafactory")
 # any of these: it may be another machine's Python, or an image's, that trains
 ELSEWHERE = ("sbatch", "apptainer", "singularity", "ch-run", "docker", "podman", "enroot")
@@ -47,16 +48,17 @@ def training(python: Python | str, named: str | None, environ: Mapping[str, str]
     """The Python that trains; ``python`` is a text where it cannot be asked: why."""
     here = not any(map(shutil.which, ELSEWHERE))
     if isinstance(python, str):
-        yield Check("LLaMA-Factory", False, f"{named}: {python}", "name a Python that is there: cluster.python=", True)
+        yield Check(TRAINER, False, f"{named}: {python}", "name a Python that is there: cluster.python=", True)
         return
     found = interpreter.versions(python, TRAINING)
     if "llamafactory" not in found:
         where = f"not in {python.program} ({python.version})"
-        remedy = "pip install 'pkuslurm[train]', or cluster.python=PATH of one that has it, or a container image"
-        yield Check("LLaMA-Factory", False, where, remedy, here)
+        install = "" if BUNDLED else "pip install 'pkuslurm[train]', or "
+        remedy = f"{install}cluster.python=PATH of one that has it, or a container image"
+        yield Check(TRAINER, False, where, remedy, here)
         return
     detail = ", ".join(f"{name} {version}" for name, version in found.items())
-    yield Check("LLaMA-Factory", True, f"{detail} in {python.program} (Python {python.version})")
+    yield Check(TRAINER, True, f"{detail} in {python.program} (Python {python.version})")
     if unfit := interpreter.unfit(python, "llamafactory", TRAINING):
         pip = f"{shlex.quote(python.program)} -m pip"
         remedy = f"{pip} install llamafactory=={found['llamafactory']}, which brings what it wants"

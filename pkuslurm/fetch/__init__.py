@@ -71,7 +71,7 @@ def main(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     try:
         (fetch_code if whole else fetch)(wanted)
     except Unreachable:
-        for line in place.without_network(hub, model, revision, target):
+        for line in place.without_network(hub, model, revision, target, arguments.code):
             _say(line)
         raise
     except KeyboardInterrupt:
@@ -103,7 +103,8 @@ def _named(given: str, source: str | None, revision: str | None) -> tuple[str, s
             if path is not None and HUB_ID.fullmatch(path):
                 return path, source, revision
     raise PkuslurmError(
-        f"fetch {given}: a model's id is wanted, OWNER/NAME, such as Qwen/Qwen3-0.6B, or its page's address"
+        f"fetch {given}: a model's id is wanted, OWNER/NAME (of A-Z a-z 0-9 . _ -), such as Qwen/Qwen3-0.6B, or its "
+        "page's address"
     )
 
 

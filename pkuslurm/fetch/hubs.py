@@ -51,6 +51,8 @@ def hub_of(source: str | None, environ: Mapping[str, str]) -> Hub:
         "huggingface": ((_url(hugging), HUGGING_FACE), "HF_TOKEN"),
     }[kind]
     token = environ.get(variable, "").strip() or None if endpoint in known else None
+    if token and not token.isascii():
+        raise PkuslurmError(f"{variable}: it is no token, which is letters and digits; copy it from {endpoint}")
     place = urlsplit(endpoint)
     if token and place.scheme == "http" and place.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise PkuslurmError(f"{endpoint}: a token is not sent over http; give the address with https, or unset it")
@@ -61,6 +63,7 @@ def _url(text: str) -> str:
     url = (text if "://" in text else f"https://{text}").rstrip("/")
     try:
         _ = urlsplit(url).port
+        url.encode("ascii")
     except ValueError as error:
         raise PkuslurmError(f"{text}: no hub can have this address ({error})") from None
     return url

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.fetch.web import Hub
+from pkuslurm.fetch.hubs import HUGGING_FACE, MODELSCOPE
+from pkuslurm.fetch.web import Hub, proxy_of
 from pkuslurm.preflight.nearest import existing
 from pkuslurm.read.text import size
 
@@ -81,7 +82,7 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def without_network(hub: Hub, model: str, revision: str | None, target: Path) -> list[str]:
+def without_network(hub: Hub, model: str, revision: str | None, target: Path, code: bool) -> list[str]:
     """What to type elsewhere and what to copy where, line by line; Chinese first."""
     name = model.rpartition("/")[2]
     user = os.environ.get("USER") or ""
@@ -89,17 +90,28 @@ def without_network(hub: Hub, model: str, revision: str | None, target: Path) ->
         user = user or getpass.getuser()
     other = f"{user or 'USER'}@{socket.gethostname()}:{shlex.quote(str(target))}/"
     version = f" --revision {shlex.quote(revision)}" if revision else ""
+    ours = f"pkuslurm fetch {model}"
     if hub.kind == "modelscope":
-        source, theirs = "", f"modelscope download --model {model} --local_dir {name}{version}"
+        # whoever has named another address needs it there, too
+        secure = hub.endpoint.startswith("https://")  # the one variable that modelscope reads as well; it has no scheme
+        variable = f"MODELSCOPE_DOMAIN={hub.host} " if secure else f"MODELSCOPE_ENDPOINT={shlex.quote(hub.endpoint)} "
+        at = "" if hub.endpoint == MODELSCOPE else variable
+        ours, theirs = f"{at}{ours}", f"{at}modelscope download --model {model} --local_dir {name}{version}"
     else:
-        source, theirs = " --from huggingface", f"hf download {model} --local-dir {name}{version}"
-    ours = f"pkuslurm fetch {model}{source}{version} --to {name}"
+        at = "" if hub.endpoint == HUGGING_FACE else f"HF_ENDPOINT={shlex.quote(hub.endpoint)} "
+        ours = f"{ours} --from {shlex.quote(hub.endpoint) if at else 'huggingface'}"
+        theirs = f"{at}hf download {model} --local-dir {name}{version}"
+    ours += f"{version}{' --code' if code else ''} --to {name}"
+    if (proxy := proxy_of(hub, hub.endpoint)) is None:
+        reach = f"连不上 {hub.host}。需要代理就设 https_proxy", f"{hub.host}. Behind a proxy set https_proxy"
+    else:
+        reach = f"经代理 {proxy} 连不上 {hub.host}。先看代理对不对", f"{hub.host} through the proxy {proxy}: mend that"
     return [
-        f"这台机器连不上 {hub.host}。需要代理就设 https_proxy；没有外网，就在一台能上网的机器上下载，再拷过来：",
+        f"这台机器{reach[0]}；没有外网，就在一台能上网的机器上下载，再拷过来：",
         f"  本机       mkdir -p {shlex.quote(str(target))}",
         f"  那台机器   {ours}     （没有 pkuslurm：{theirs}）",
         f"  那台机器   rsync -a --partial --progress {name}/ {other}",
-        f"This machine does not reach {hub.host}. Behind a proxy set https_proxy; else fetch it elsewhere and copy it:",
+        f"This machine does not reach {reach[1]}; else fetch it elsewhere and copy it:",
         f"  here       mkdir -p {shlex.quote(str(target))}",
         f"  there      {ours}     (without pkuslurm: {theirs})",
         f"  there      rsync -a --partial --progress {name}/ {other}",

@@ -39,6 +39,15 @@ class Hub:
         return urlsplit(self.endpoint).netloc
 
 
+def proxy_of(hub: Hub, url: str) -> str | None:
+    """The proxy between here and ``url``, as HOST:PORT (VARIABLE), without the password that may stand in it."""
+    scheme = urlsplit(url).scheme
+    proxy = urllib.request.getproxies().get(scheme, "")
+    if not proxy or urllib.request.proxy_bypass(hub.host):
+        return None
+    return f"{urlsplit(proxy if '://' in proxy else f'//{proxy}').netloc.rpartition('@')[2]} ({scheme}_proxy)"
+
+
 class Unreachable(PkuslurmError):
     """No answer from the hub, whatever was tried: perhaps this machine has no network."""
 
@@ -84,7 +93,7 @@ def ask(hub: Hub, url: str, headers: Mapping[str, str] | None = None, seconds: f
         with error:
             raise _answer(hub, error) from None
     except (OSError, HTTPException) as error:
-        raise no_answer(hub, error) from None
+        raise no_answer(hub, error, proxy_of(hub, url)) from None
 
 
 def get_json(hub: Hub, url: str) -> tuple[Any, Mapping[str, str]]:
@@ -182,17 +191,18 @@ def _told(error: HTTPError) -> str:
     return f", {str(said)[:200]}" if said else ""
 
 
-def no_answer(hub: Hub, error: Exception) -> Exception:
-    """What to do with a connection that did not come about, or broke."""
+def no_answer(hub: Hub, error: Exception, proxy: str | None = None) -> Exception:
+    """What to do with a connection that did not come about (through ``proxy``, if there is one), or broke."""
     reason = error.reason if isinstance(error, URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
         return PkuslurmError(
             f"{hub.host}: its certificate cannot be trusted ({reason.verify_message}); where a proxy opens TLS, "
             "export SSL_CERT_FILE=/path/to/its/ca.pem"
         )
+    through = "" if proxy is None else f"the proxy {proxy}: "
     if isinstance(reason, socket.gaierror):
-        return Again("its name is not known here (DNS)")
+        return Again(f"{through}its name is not known here (DNS)")
     if isinstance(reason, TimeoutError):
-        return Again("it does not answer in time")
+        return Again(f"{through}it does not answer in time")
     words = (reason.strerror if isinstance(reason, OSError) else None) or str(reason) or type(reason).__name__
-    return Again(words)
+    return Again(through + words)

@@ -27,6 +27,7 @@ from .models import (
     model_dtype,
     quiet,
 )
+from .token_ids import compare_ids
 
 # First-token logits are kept for so many prompts: one row is half a megabyte for a large vocabulary.
 MOST_LOGITS = 256
@@ -75,7 +76,10 @@ def main(job: dict[str, Any]) -> None:
         "ids": asker.ids[:MOST_IDS],
     }
     write_json(
-        payload["result"], facts | compare(prompts, of_adapter, of_tuned) | compare_ids(asker.ids, asker.saved_ids())
+        payload["result"],
+        facts
+        | compare(prompts, of_adapter, of_tuned)
+        | compare_ids(prompts, asker.ids, asker.saved_ids(), asker.tokenizer.decode),
     )
 
 
@@ -325,13 +329,6 @@ def compare(prompts: Sequence[dict[str, Any]], adapter: Answers | None, merged: 
         "max_logit_diff": max(distances, default=None),
         "differences": different[:MOST_DIFFERENCES],
     }
-
-
-def compare_ids(asked: Sequence[list[int]], saved: Sequence[list[int] | None]) -> dict[str, Any]:
-    """The training's template against the saved chat template; ``token_ids``: true, false or null for each prompt."""
-    same = [None if other is None else own == other for own, other in zip(asked, saved, strict=True)]
-    known = [one for one in same if one is not None]
-    return {"token_ids_equal": [sum(known), len(same)] if known else None, "token_ids": same}
 
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:

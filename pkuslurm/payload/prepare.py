@@ -19,7 +19,7 @@ from .entry import used_columns
 from .files import hash_file, hash_tree, install, is_shared, open_files, refuse, sweep, versions, write_json
 from .rows import BadData, Checked, check
 from .shaping import data_keys, shaping_args
-from .steps import arithmetic_warnings, steps
+from .steps import arithmetic_warnings, packed, steps, unlogged
 from .tokens import tokenize
 
 # what a tokenizer is made of; weights are not
@@ -62,7 +62,9 @@ def main(job: dict[str, Any]) -> None:
     _fits(facts, args)
     _, seconds["link"] = _timed(lambda: publish(folder / "data", Path(payload["data_dir"])))
     counted = steps(facts["train_rows"], args, payload["ranks"])
-    warnings = [*checked.warnings, *_cut(facts, args), *arithmetic_warnings(counted)]
+    # of rows that are packed launch could not count the steps
+    late = unlogged(counted, args) if packed(args) else []
+    warnings = [*checked.warnings, *_cut(facts, args), *arithmetic_warnings(counted), *late]
     for warning in warnings:
         _say(f"warning: {warning}")
     for line in facts["first"]:
@@ -74,8 +76,8 @@ def main(job: dict[str, Any]) -> None:
         "dataset": {
             "file": payload["dataset_file"],
             "formatting": checked.formatting,
-            "rows": checked.rows if checked.rows is not None else facts["rows"],
-            "kept": facts["kept"],
+            "sets": _sets(payload, args, checks),
+            **_kept(facts, args, checked),
             "dropped": sum(checked.dropped.values()),
             "reasons": dict(checked.dropped),
             "train_rows": facts["train_rows"],
@@ -112,10 +114,7 @@ def _model(payload: dict[str, Any]) -> dict[str, Any]:
 def _entries(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """dataset_info.json's entries of the datasets that ``args`` name. Refuses where it lacks one."""
     info = Path(args["dataset_dir"]) / "dataset_info.json"
-    names: list[str] = []
-    for key in ("dataset", "eval_dataset"):
-        value = args.get(key) or []
-        names += [name.strip() for name in (value.split(",") if isinstance(value, str) else value)]
+    names = [*_names(args.get("dataset")), *_names(args.get("eval_dataset"))]
     try:
         known = json.loads(info.read_text(encoding="utf-8"))
         return {name: known[name] for name in names}
@@ -123,6 +122,11 @@ def _entries(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
         refuse(f"dataset: {info} cannot be read ({error})")
     except KeyError as error:
         refuse(f"dataset={error.args[0]}: {info} does not describe it; it has {', '.join(known)}")
+
+
+def _names(value: Any) -> list[str]:
+    """Names of datasets, with commas or as a list."""
+    return [name.strip() for name in (value.split(",") if isinstance(value, str) else value)] if value else []
 
 
 def _check(payload: dict[str, Any], args: dict[str, Any]) -> list[Checked]:
@@ -150,8 +154,7 @@ def _formatting(source: dict[str, Any], entry: dict[str, Any]) -> str:
 
 def _together(checks: list[Checked], args: dict[str, Any]) -> Checked:
     """What all sets that are trained on come to; what is held out is only warned of."""
-    names = args.get("dataset") or ""
-    trained = checks[: len(names.split(",")) if isinstance(names, str) else len(names)]
+    trained = checks[: len(_names(args.get("dataset"))) or 1]
     known = [one.rows for one in trained if one.rows is not None]
     return Checked(
         checks[0].formatting,
@@ -159,6 +162,31 @@ def _together(checks: list[Checked], args: dict[str, Any]) -> Checked:
         dropped=sum((one.dropped for one in trained), Counter()),
         warnings=[warning for one in checks for warning in one.warnings],
     )
+
+
+def _sets(payload: dict[str, Any], args: dict[str, Any], checks: list[Checked]) -> list[dict[str, Any]]:
+    """Each set's file, its rows (None: not known), and whether it is trained on, held out, or both."""
+    trained, evaluated = (_names(args.get(key)) for key in ("dataset", "eval_dataset"))
+    names = ([*trained, *evaluated][:1] or [""]) + [source["name"] for source in payload.get("more", ())]
+    return [
+        {
+            "name": name,
+            "file": source["dataset_file"],
+            "rows": checked.rows,
+            "train": name in trained,
+            "eval": name in evaluated,
+        }
+        for name, (source, _), checked in zip(names, _sources(payload, args), checks, strict=True)
+    ]
+
+
+def _kept(facts: dict[str, Any], args: dict[str, Any], checked: Checked) -> dict[str, Any]:
+    """How many rows there are, and how many of them are of use; of packed ones the tokens come in blocks, which are
+    then what ``train_rows`` and ``eval_rows`` count."""
+    if not packed(args):
+        return {"rows": checked.rows if checked.rows is not None else facts["rows"], "kept": facts["kept"]}
+    kept = None if checked.rows is None else checked.rows - sum(checked.dropped.values())
+    return {"rows": checked.rows, "kept": kept, "blocks": facts["train_rows"], "block": args.get("cutoff_len", 2048)}
 
 
 def _convert_all(payload: dict[str, Any], args: dict[str, Any], checks: list[Checked]) -> None:

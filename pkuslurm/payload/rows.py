@@ -109,7 +109,7 @@ def _judge_whole(
             found = ", ".join(list(kinds)[:8])
             raise BadData(
                 f"{path}: no row has the column {column!r} (found: {found}); "
-                "name the columns by dataset.columns={prompt: …, response: …}"
+                "name the columns by 'dataset.columns={prompt: …, response: …}'"
             )
     dropped = checked.dropped.total()
     reasons = ", ".join(f"{number} {reason}" for reason, number in checked.dropped.most_common())
@@ -146,12 +146,12 @@ def _judge(
     if stage in RANKING and not pairs:
         raise BadData(
             f"{path}: train.stage={stage} learns from pairs of answers (columns prompt, chosen, rejected); "
-            "name them by dataset.columns={prompt: …, chosen: …, rejected: …}, or use train.stage=sft"
+            "name them by 'dataset.columns={prompt: …, chosen: …, rejected: …}', or use train.stage=sft"
         )
     if pairs and stage not in RANKING:
         raise BadData(
             f"{path}: its rows are pairs of answers (chosen, rejected), which train.stage={stage} does not read; use "
-            "train.stage=dpo, or take the better answer: dataset.columns={prompt: …, response: …}"
+            "train.stage=dpo, or take the better answer: 'dataset.columns={prompt: …, response: …}'"
         )
     answer = _Answer(columns, stage, pairs, checked)
     if formatting == "alpaca":

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 FEW_STEPS = 30
+# the trainer's own default
+LOGGING_STEPS = 500
 
 
 def steps(rows: int, args: Mapping[str, Any], ranks: int) -> dict[str, int]:
@@ -61,7 +63,7 @@ def step_lines(rows: int, train: Mapping[str, Any], nodes: int, nproc: int) -> t
     if used <= 0:
         return [], [f"no row is left to train on ({words})"]
     found = steps(used, train, nodes * nproc)
-    return [arithmetic_line(found, train, nodes, nproc, words)], arithmetic_warnings(found)
+    return [arithmetic_line(found, train, nodes, nproc, words)], [*arithmetic_warnings(found), *unlogged(found, train)]
 
 
 def count(number: float, word: str) -> str:
@@ -102,6 +104,19 @@ def arithmetic_warnings(found: Mapping[str, int]) -> list[str]:
             "or lower train.gradient_accumulation_steps or train.per_device_train_batch_size"
         )
     return warnings
+
+
+def unlogged(found: Mapping[str, int], args: Mapping[str, Any]) -> list[str]:
+    """A warning where the training ends before it logs a loss for the first time."""
+    if args.get("logging_strategy", "steps") != "steps" or args.get("logging_first_step"):
+        return []
+    every = float(args.get("logging_steps", LOGGING_STEPS))
+    if every < 1 or every <= found["total"]:  # below 1 it is a share of all steps
+        return []
+    return [
+        f"train.logging_steps is {every:g} and the run has {count(found['total'], 'step')}: no loss is logged and "
+        "there will be no curve; train.logging_steps=1 logs each step"
+    ]
 
 
 def _epochs(args: Mapping[str, Any]) -> float:

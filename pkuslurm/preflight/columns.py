@@ -164,7 +164,7 @@ def _message_tags(file: str, rows: Rows, column: str) -> dict[str, Any]:
     if None in keys.values():
         raise PkuslurmError(
             f"dataset.path={file}: its messages have {', '.join(map(str, messages[0]))}; say which is the role and "
-            "which the text: dataset.tags={role_tag: …, content_tag: …, user_tag: …, assistant_tag: …}"
+            "which the text: 'dataset.tags={role_tag: …, content_tag: …, user_tag: …, assistant_tag: …}'"
         )
     role_of = keys["role_tag"]
     roles = dict.fromkeys(str(message[role_of]) for message in messages if role_of in message)
@@ -175,7 +175,7 @@ def _message_tags(file: str, rows: Rows, column: str) -> dict[str, Any]:
         if len(there) > 1 and tag in ("user_tag", "assistant_tag"):
             raise PkuslurmError(
                 f"dataset.path={file}: its messages are of {' and of '.join(there)}; LLaMA-Factory takes one name: "
-                f"make them one, or name it by dataset.tags={{{tag}: …}}"
+                f"make them one, or name it by 'dataset.tags={{{tag}: …}}'"
             )
         speakers[tag] = there[0] if there else words[1] if openai and tag in ("user_tag", "assistant_tag") else words[0]
     unknown = [role for role in roles if role not in {word for words in _SPEAKERS.values() for word in words}]
@@ -187,8 +187,8 @@ def _message_tags(file: str, rows: Rows, column: str) -> dict[str, Any]:
     if unknown and not ({speakers["user_tag"], speakers["assistant_tag"]} <= set(roles)):
         raise PkuslurmError(
             f"dataset.path={file}: its messages are of {', '.join(roles)}; {''.join(typos)}say who asks and "
-            f"who answers: dataset.tags={{role_tag: {role_of}, "
-            f"content_tag: {keys['content_tag']}, user_tag: …, assistant_tag: …}}"
+            f"who answers: 'dataset.tags={{role_tag: {role_of}, "
+            f"content_tag: {keys['content_tag']}, user_tag: …, assistant_tag: …}}'"
         )
     return keys | speakers
 
@@ -210,7 +210,7 @@ def _alpaca(
         if stage == "sft" and not _named((*_PROMPT, *_INPUT), free) and _named(_TEXT, free):
             raise PkuslurmError(
                 f"dataset.path={file}: it holds plain text only, and train.stage=sft learns answers to questions; "
-                "write train.stage=pt, or name the columns: dataset.columns={prompt: …, response: …}"
+                "write train.stage=pt, or name the columns: 'dataset.columns={prompt: …, response: …}'"
             )
         columns["prompt"] = _one(file, _PROMPT if _named(_PROMPT, free) else _INPUT, free, names)
     inputs = [name for name in _named(_INPUT, names) if name not in columns.values()]
@@ -248,7 +248,7 @@ def _text_column(file: str, names: Sequence[str]) -> str:
         return found[0]
     raise PkuslurmError(
         f"dataset.path={file}: train.stage=pt learns plain text from one column, and it has {', '.join(names)}; "
-        "name it: dataset.columns={prompt: …} (for questions and answers: train.stage=sft)"
+        "name it: 'dataset.columns={prompt: …}' (for questions and answers: train.stage=sft)"
     )
 
 
@@ -285,7 +285,7 @@ def _one(
     if ranked:
         raise PkuslurmError(
             f"dataset.path={file}: its rows are pairs of answers (chosen, rejected); use train.stage=dpo, or take the "
-            "better answer: dataset.columns={prompt: …, response: chosen}"
+            "better answer: 'dataset.columns={prompt: …, response: chosen}'"
         )
     what = "answer" if words is _RESPONSE else "label (true or false)" if words is _KTO else "question"
     said = f"{' or '.join(found)} could be the {what}" if found else f"no column looks like the {what}"
@@ -295,7 +295,7 @@ def _one(
 def _refuse(file: str, said: str, names: Sequence[str]) -> NoReturn:
     raise PkuslurmError(
         f"dataset.path={file}: {said}; the columns are {', '.join(map(str, names[:12]))}: "
-        "name them by dataset.columns={prompt: …, response: …}"
+        "name them by 'dataset.columns={prompt: …, response: …}'"
     )
 
 

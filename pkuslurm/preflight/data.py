@@ -35,22 +35,23 @@ def find_data(config: Config, said: Notes) -> list[Found]:
         said.notes.extend(f"warning: {line}" for line in warnings)
     known = {one.name for one in found}
     found += [
-        _dataset(config, entry(config.dataset, one, "train.eval_dataset"), said)
+        _dataset(config, entry(config.dataset, one, "train.eval_dataset"), said, "train.eval_dataset")
         for one in evaluated
         if one not in known
     ]
     return list({one.name: one for one in found}.values())
 
 
-def _dataset(config: Config, dataset: Dataset, said: Notes) -> Found:
-    """One set of data, told; where it is not here what a dry run shows of it."""
+def _dataset(config: Config, dataset: Dataset, said: Notes, key: str = "dataset.name") -> Found:
+    """One set of data, which ``key`` names, told; where it is not here what a dry run shows of it."""
     path, name = str(dataset.path), dataset.name or "custom"
     place = path if is_remote(path) else absolute(path)
     missing = Found(name, Path(place), "alpaca", {name: {"file_name": place, "formatting": "alpaca"}})
     stage, most = str(config.train.get("stage", "sft")), config.train.get("max_samples")
-    found = said.unless_missing(lambda: said.seen.once(find_dataset, dataset, stage, most), missing, path)
+    found = said.unless_missing(lambda: said.seen.once(find_dataset, dataset, stage, most, key), missing, path)
     rows = "" if found.rows is None else f", {count(found.rows, 'row')}"
-    said.facts.append(("data", f"{os.path.normpath(found.file)}, {found.formatting}{rows}"))
+    use = "for evaluation: " if key == "train.eval_dataset" else ""
+    said.facts.append(("data", f"{use}{os.path.normpath(found.file)}, {found.formatting}{rows}"))
     said.facts.extend(("", line) for line in found.first.split("\n") if line)
     said.notes.extend(found.notes)
     return found

@@ -5,6 +5,7 @@ prepare looks again, since the file may have changed by then.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Collection, Mapping
 from contextlib import closing, nullcontext
@@ -84,8 +85,8 @@ def entry(dataset: Dataset, name: str, key: str) -> Dataset:
     return replace(dataset, name=name, formatting="auto", columns=None, tags=None)
 
 
-def find_dataset(dataset: Dataset, stage: str = "sft", most: int | None = None) -> Found:
-    """The file, LLaMA-Factory's description of it, and what is in it; ``most`` is train.max_samples.
+def find_dataset(dataset: Dataset, stage: str = "sft", most: int | None = None, key: str = "dataset.name") -> Found:
+    """The file, LLaMA-Factory's description of it, and what is in it; ``most`` is train.max_samples; ``key`` names it.
 
     Raises PkuslurmError where there is none or more than one, or where its rows cannot be trained on.
     """
@@ -99,7 +100,7 @@ def find_dataset(dataset: Dataset, stage: str = "sft", most: int | None = None) 
             "folder (dataset_dir)"
         )
     try:
-        file, given = _find(dataset.path, dataset.name)
+        file, given = _find(dataset.path, dataset.name, key)
         name = dataset.name or given.pop("name", None) or file.stem.replace(",", "_").strip() or "data"
         given.pop("name", None)
         return _look(dataset, name, file, given, stage, most)
@@ -159,7 +160,7 @@ def _notes(name: str, checked: Checked, most: int | None) -> list[str]:
     return notes + checked.warnings
 
 
-def _find(given: str, name: str | None) -> tuple[Path, dict[str, Any]]:
+def _find(given: str, name: str | None, key: str) -> tuple[Path, dict[str, Any]]:
     """The data file and what a dataset_info.json says of it."""
     path = Path(given).expanduser().absolute()
     if not path.exists():
@@ -169,7 +170,7 @@ def _find(given: str, name: str | None) -> tuple[Path, dict[str, Any]]:
         path = path.parent
     if path.is_dir():
         described = path / "dataset_info.json"
-        path, entry = _described(described, name) if described.is_file() else (_only_file(path), {})
+        path, entry = _described(described, name, key) if described.is_file() else (_only_file(path), {})
         if path.is_dir() and len(_files(path)) > 1:  # LLaMA-Factory reads them all
             return path, entry
     if path.is_dir():
@@ -188,7 +189,7 @@ def _find(given: str, name: str | None) -> tuple[Path, dict[str, Any]]:
     return path, entry
 
 
-def _described(described: Path, name: str | None) -> tuple[Path, dict[str, Any]]:
+def _described(described: Path, name: str | None, key: str) -> tuple[Path, dict[str, Any]]:
     try:
         entries = json.loads(described.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -199,21 +200,23 @@ def _described(described: Path, name: str | None) -> tuple[Path, dict[str, Any]]
         name = next(iter(entries))
     if name not in entries:
         names = ", ".join(list(entries)[:12]) + (", …" if len(entries) > 12 else "")
-        wanted = "name one by dataset.name" if name is None else "it has no such dataset"
-        key = "dataset.name" if name is None else f"dataset.name={name}"
-        raise PkuslurmError(f"{key}: {described} describes {names or 'nothing'}; {wanted}")
+        if name is None:
+            raise PkuslurmError(f"{key}: {described} describes {names or 'nothing'}; name one by dataset.name")
+        near = difflib.get_close_matches(name, entries, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise PkuslurmError(f"{key}={name}: {described} describes {names or 'nothing'}; it has no such dataset{hint}")
     entry = dict(entries[name])
-    url = next((key for key in _URLS if key in entry), None)
+    url = next((one for one in _URLS if one in entry), None)
     if url is not None:
         raise NotHere(
-            f"dataset.name={name}: {described} has it at {url}={entry[url]}, and nothing is downloaded here; "
+            f"{key}={name}: {described} has it at {url}={entry[url]}, and nothing is downloaded here; "
             "download it and give the file: dataset.path=…"
         )
     if not isinstance(entry.get("file_name"), str):
-        raise PkuslurmError(f"dataset.name={name}: its entry in {described} has no file_name")
-    for key in ("columns", "tags"):
-        if key in entry and not isinstance(entry[key], dict):
-            raise PkuslurmError(f"dataset.name={name}: {key} of its entry in {described} must be an object")
+        raise PkuslurmError(f"{key}={name}: its entry in {described} has no file_name")
+    for part in ("columns", "tags"):
+        if part in entry and not isinstance(entry[part], dict):
+            raise PkuslurmError(f"{key}={name}: {part} of its entry in {described} must be an object")
     return described.parent / entry.pop("file_name"), entry | {"name": name}
 
 

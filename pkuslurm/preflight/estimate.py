@@ -40,8 +40,13 @@ class Estimate:
     lines: tuple[str, ...]
 
 
-def estimate(folder: Path, train: Mapping[str, Any], nodes: int, nproc: int, accelerator: str) -> Estimate | None:
-    """What ``train`` (LLaMA-Factory's keys) on the model in ``folder`` wants; None where its weights cannot be read."""
+def estimate(
+    folder: Path, train: Mapping[str, Any], nodes: int, nproc: int, accelerator: str, merges: bool = True
+) -> Estimate | None:
+    """What ``train`` (LLaMA-Factory's keys) on the model in ``folder`` wants; None where its weights cannot be read.
+
+    ``merges``: a merge follows, whose memory is said.
+    """
     found = weights(folder)
     if not found.parameters:
         return None
@@ -62,8 +67,8 @@ def estimate(folder: Path, train: Mapping[str, Any], nodes: int, nproc: int, acc
     lines = [
         f"{_count(found.parameters)} parameters, {_gb(found.size)} of weights ({found.dtype}); "
         f"{_kind(train)} trains {_count(trainable)} of them",
-        f"needs up to about {_gb(memory)} of memory {_where(nodes, nproc, accelerator)}, {_gb(disk)} on disk, "
-        f"{_gb(merge)} of memory for the merge",
+        f"needs up to about {_gb(memory)} of memory {_where(nodes, nproc, accelerator)}, {_gb(disk)} on disk"
+        + (f", {_gb(merge)} of memory for the merge" if merges else ""),
         saving(train, checkpoint),
     ]
     if logits > memory / 2 and logits > 4 * GB:

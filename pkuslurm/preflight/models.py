@@ -9,9 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import absolute, command
 from pkuslurm.preflight.modelfiles import header, read_object, weight_files
+from pkuslurm.preflight.nearest import nearest_to
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # one model under two owners: ModelScope's and Hugging Face's
 _OWNERS = (("LLM-Research", "meta-llama"), ("ZhipuAI", "zai-org", "THUDM"), ("Shanghai_AI_Laboratory", "internlm"))
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken", "*.model")
@@ -31,8 +33,20 @@ def find_model(name: str, environ: Mapping[str, str]) -> Path | None:
     return next((place for place in found if _problem(place) is None), found[0] if found else None)
 
 
-def where_looked(name: str, environ: Mapping[str, str]) -> list[str]:
-    return list(dict.fromkeys(str(place) for place in _places(name, environ))) if HUB_ID.fullmatch(name) else []
+def no_model(name: str, environ: Mapping[str, str]) -> str:
+    """In words why ``find_model`` has found nothing, and what to do; a text that can be both is taken for a hub id
+    unless its first part is a folder that is there."""
+    path = Path(absolute(name))
+    if path.is_file():
+        return "this is a file; give the folder of a Hugging Face model"
+    if not HUB_ID.fullmatch(name) or path.parent.is_dir():
+        where = f" ({path})" if "/" in name and name != str(path) else ""
+        hint = nearest_to(path, name) if "/" in name else ""
+        wanted = "give a model's folder, or its id, such as Qwen/Qwen3-0.6B"
+        return f"no such folder{where} or downloaded model{hint}; {wanted}"
+    looked = list(dict.fromkeys(str(place) for place in _places(name, environ)))
+    places = "; looked in " + ", ".join([*looked[:2], "…"][: len(looked)]) if looked else ""  # there may be a dozen
+    return f"no such folder or downloaded model{places}; get it with: {command('fetch', name)}"
 
 
 def _places(name: str, environ: Mapping[str, str]) -> Iterator[Path]:

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def nearest_to(path: Path) -> str:
+def nearest_to(path: Path, typed: str | None = None) -> str:
     """``; …`` for the end of a message: the first part that is missing, and the nearest name beside it; "" if neither.
 
-    ``path`` is absolute.
+    ``path`` is absolute; the name is said as it continues ``typed``, where that is given.
     """
     with suppress(OSError):  # a folder that is not ours to look into
         missing = path
@@ -18,9 +18,12 @@ def nearest_to(path: Path) -> str:
             missing = missing.parent
         # at the root, nothing is told: the whole path is another machine's
         if missing.parent != missing.parent.parent and not path.exists():
-            near = difflib.get_close_matches(missing.name, [other.name for other in missing.parent.iterdir()], 1, 0.75)
             first = "" if missing == path else f"; {missing} is missing already"
-            return first + (f"; did you mean {near[0]}?" if near else "")
+            near = difflib.get_close_matches(missing.name, [other.name for other in missing.parent.iterdir()], 1, 0.75)
+            if not near:
+                return first
+            above = list(Path(typed or near[0]).parents)[len(path.parts) - len(missing.parts) :]
+            return f"{first}; did you mean {above[0] / near[0] if above else near[0]}?"
     return ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import absolute
-from pkuslurm.preflight.models import find_model
+from pkuslurm.preflight.models import find_model, no_model
 from pkuslurm.preflight.nearest import nearest_to
 
 # Models, by a folder or a hub id; and folders of adapters, several with commas.
@@ -70,6 +70,5 @@ def _is_there(value: str) -> bool:
 def _model(key: str, name: str, environ: Mapping[str, str]) -> str:
     found = find_model(name, environ)
     if found is None:
-        hint = nearest_to(Path(absolute(name))) if name.startswith((".", "/", "~")) else ""
-        raise PkuslurmError(f"{key}={name}: no such folder or downloaded model{hint}; give its folder")
+        raise PkuslurmError(f"{key}={name}: {no_model(name, environ)}")
     return str(found)

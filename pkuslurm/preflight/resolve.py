@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -18,22 +17,23 @@ from pkuslurm.config.pairs import check_pairs
 from pkuslurm.config.schema import Config
 from pkuslurm.config.unrunnable import cannot_run
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.paths import absolute
+from pkuslurm.paths import IS_CHECKOUT, absolute
 from pkuslurm.plan.inputs import Inputs, Prompt, Source
 from pkuslurm.plan.resources import cluster_for
 from pkuslurm.preflight.containers import check_image, check_places, check_runtime
 from pkuslurm.preflight.data import find_data, media_dir, trained_on
 from pkuslurm.preflight.datasets import names_of
+from pkuslurm.preflight.devices import check_devices_here
 from pkuslurm.preflight.estimate import estimate, saving
 from pkuslurm.preflight.llamafactory import check_deepspeed, look
 from pkuslurm.preflight.modelfiles import read_object
-from pkuslurm.preflight.models import check_model, find_model, where_looked
-from pkuslurm.preflight.nearest import existing, nearest_to
+from pkuslurm.preflight.models import check_model, find_model, no_model
+from pkuslurm.preflight.nearest import existing
 from pkuslurm.preflight.notes import Notes
 from pkuslurm.preflight.paths import adapters, empty_folder, train_paths
 from pkuslurm.preflight.prompts import prompts_of
 from pkuslurm.preflight.seen import Seen
-from pkuslurm.preflight.slurm import check_scheduler, site_notes
+from pkuslurm.preflight.slurm import check_configured, check_scheduler, site_notes
 from pkuslurm.preflight.templates import check_template, choose_template
 from pkuslurm.render.containers import PYTHON
 from pkuslurm.render.render import TINY_MODEL
@@ -56,16 +56,26 @@ def resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: See
 
     ``seen``: the same for all points of a sweep.
     """
-    if not lenient:
-        check_scheduler(config)
+    if lenient:
+        return _resolve(config, environ, lenient, seen or Seen())
+    check_scheduler(config.cluster.executor)
+    try:
+        return _resolve(config, environ, lenient, seen or Seen())
+    except PkuslurmError:
+        check_configured(config.cluster.executor)  # nobody shall mend the rest for a cluster that is not there
+        raise
+
+
+def _resolve(config: Config, environ: Mapping[str, str], lenient: bool, seen: Seen) -> Inputs:
     environ = {**environ, "PKUSLURM_CACHE": config.cache_root}  # which a preset may have set
-    said = Notes(lenient, [*config.notes, *site_notes(config)], [], seen or Seen())
+    said = Notes(lenient, [*config.notes, *site_notes(config)], [], seen)
     if lenient and (why := cannot_run(config)) is not None:
         said.notes.append(f"warning: this is shown and cannot be launched: {why}")
     said.unless_missing(lambda: check_image(config), None, config.container.image)
     if note := said.unless_missing(lambda: check_runtime(config, environ), None, None):
         said.notes.append(note)
     _check_settings(config, said)
+    said.unless_missing(lambda: check_devices_here(config, environ), None, None)
     if lenient:
         empty_folder("merge.export_dir", config.merge.get("export_dir"))
     model = said.unless_missing(lambda: _model(config, environ, said.seen), str(config.model.path), config.model.path)
@@ -159,7 +169,8 @@ def _model_facts(config: Config, model: str, template: Template, said: Notes) ->
     told = f" ({template.why})" if template.why else ""
     said.facts.append(("model", f"{config.model.make or model}, template {template.name}{told}"))
     cluster = cluster_for(config, "train")
-    found = estimate(Path(model), config.train, config.nodes, cluster.nproc_per_node or 1, cluster.accelerator)
+    ranks, merges = cluster.nproc_per_node or 1, "merge" in config.pipeline.jobs
+    found = estimate(Path(model), config.train, config.nodes, ranks, cluster.accelerator, merges)
     if "train" not in config.pipeline.jobs:
         return 0
     if found is None:  # a model that is yet to be made, or fetched
@@ -174,9 +185,9 @@ def check_machine(config: Config, inputs: Inputs) -> None:
     empty_folder("merge.export_dir", config.merge.get("export_dir"))
     inside = config.container.runtime != "none"  # there nothing can be looked at from here
     if not inside and config.cluster.python is None and importlib.util.find_spec("llamafactory") is None:
+        setup = "run `make setup` and use .venv/bin/python, or " if IS_CHECKOUT else ""
         raise PkuslurmError(
-            f"cluster.python: {sys.executable} has no LLaMA-Factory; run `make setup` and use .venv/bin/python, "
-            "or name an interpreter that has it"
+            f"cluster.python: {sys.executable} has no LLaMA-Factory; {setup}name one that has it: cluster.python=PATH"
         )
     if not inside and config.cluster.python is not None and shutil.which(config.cluster.python) is None:
         raise PkuslurmError(f"cluster.python={config.cluster.python}: there is no such program")
@@ -239,21 +250,9 @@ def _known_model(name: str | None, environ: Mapping[str, str], seen: Seen, key: 
         return None
     found = find_model(name, environ)
     if found is None:
-        raise PkuslurmError(f"{key}={name}: {_no_model(name, environ)}")
+        raise PkuslurmError(f"{key}={name}: {no_model(name, environ)}")
     seen.once(check_model, found)
     return str(found)
-
-
-def _no_model(name: str, environ: Mapping[str, str]) -> str:
-    if Path(name).expanduser().is_file():
-        return "this is a file; give the folder of a Hugging Face model"
-    looked = where_looked(name, environ)
-    if not looked:
-        hint = nearest_to(Path(absolute(name))) if "/" in name else ""
-        return f"no such folder or downloaded model{hint}; give a model's folder, or its id, such as Qwen/Qwen3-0.6B"
-    places = ", ".join([*looked[:2], "…"][: len(looked)])  # there may be a dozen
-    command = f"{shlex.quote(sys.executable)} -m pkuslurm fetch {name}"
-    return f"no such folder or downloaded model; looked in {places}; get it with: {command}"
 
 
 def _folder(key: str, path: str | None) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pkuslurm.config import devices
 from pkuslurm.config.schema import Cluster, Config
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.plan.plan import JobSpec, RunPlan
 from pkuslurm.plan.resources import COMPUTING, cluster_for
 from pkuslurm.slurm import commands, crane, site
@@ -17,26 +18,41 @@ from pkuslurm.slurm.gres import Device
 from pkuslurm.slurm.parse import Partition, minutes
 from pkuslurm.slurm.site import Group
 
+_ELSEWHERE = "dry_run=true works anywhere, cluster=local runs here"
 
-def check_scheduler(config: Config) -> None:
-    """Raise PkuslurmError where jobs would go to another scheduler than Slurm: before a model is fetched for them."""
-    if config.cluster.executor == "slurm" and crane.is_crane():
+
+def check_scheduler(executor: str) -> None:
+    """Raise PkuslurmError where this machine cannot submit: before a model is fetched for jobs. Asks nobody."""
+    if executor != "slurm":
+        return
+    if crane.is_crane():
         raise PkuslurmError(f"cluster.executor=slurm: {crane.WORKS}")
+    if not commands.present():
+        raise PkuslurmError(
+            "cluster.executor=slurm: there is no sbatch on this machine (a login node of a Slurm cluster is wanted; "
+            f"perhaps `module load slurm`); {_ELSEWHERE}"
+        )
+
+
+def check_configured(executor: str) -> None:
+    """Raise PkuslurmError where Slurm is installed and belongs to no cluster. Asks Slurm, once."""
+    if executor == "slurm" and not commands.configured():
+        raise PkuslurmError(
+            "cluster.executor=slurm: Slurm's commands are here and know of no cluster (no slurm.conf, no controller); "
+            f"a login node of one is wanted, or SLURM_CONF=/path/to/slurm.conf; {_ELSEWHERE}"
+        )
 
 
 def check_slurm(plan: RunPlan) -> None:
-    """Raise PkuslurmError where this machine cannot submit, or a job asks for more than its partition allows."""
-    if not commands.present():
-        raise PkuslurmError(
-            f"cluster.executor=slurm: there is no sbatch on this machine ({plan.config.cluster.executor} wants a login "
-            "node of a Slurm cluster; perhaps `module load slurm`); dry_run=true works anywhere, cluster=local here"
-        )
+    """Raise PkuslurmError where Slurm cannot be asked, or a job asks for more than its partition allows."""
     if found := re.search(r"[%\\]", plan.config.run_root):
         raise PkuslurmError(
             f"run_root={plan.config.run_root}: Slurm takes {found[0]} in the names of logs for its own; choose another"
         )
+    check_scheduler(plan.config.cluster.executor)
     there = commands.partitions()
     if there is None:
+        check_configured(plan.config.cluster.executor)
         raise PkuslurmError("cluster.executor=slurm: the controller does not answer; try again later")
     told = site.groups(commands.ask(*site.SINFO) or "")  # of a hidden partition nothing is known
     for job in plan.jobs:
@@ -160,5 +176,5 @@ def site_notes(config: Config) -> list[str]:
         return []
     return [
         "the site's defaults hold: cluster.partition, cluster.account, cluster.qos and cluster.time are not set; "
-        "`pkuslurm doctor --preset NAME` writes a preset from what this cluster says"
+        f"{command('doctor', '--preset', 'NAME')} writes a preset from what this cluster says"
     ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import TextIO
 
-from pkuslurm.read import present, rules, status
-from pkuslurm.rundir import RunDir, read_jsonl
+from pkuslurm.paths import command
+from pkuslurm.read import asking, present, rules, status
+from pkuslurm.rundir import RunDir, read_json, read_jsonl
 
 
 def closing(run: RunDir, stream: TextIO) -> bool | None:
@@ -24,10 +22,17 @@ def closing(run: RunDir, stream: TextIO) -> bool | None:
     if run.report.exists():
         print(f"report   {present.safe(run.report)}", file=stream)
     show_model(run, now, stream)
+    if infer is not None and infer.state == "COMPLETED":
+        found = asking.read(read_json(run.result("infer")) or {})
+        if found is not None and found.warning is not None:
+            print(f"warning  {present.safe(found.warning)}", file=stream)
     if now.passed is False:
-        print("passed   NO: not every answer is as infer.expect wants it (exit code 1)", file=stream)
-    for name, command in _next(run, now):
-        print(f"{name:<8} {command}", file=stream)
+        payload = (read_json(run.job("infer")) or {}).get("payload")
+        wanted = payload.get("expected_by") if isinstance(payload, dict) else None
+        by = present.safe(wanted or "infer.expect")
+        print(f"passed   NO: not every answer is as {by} wants it (exit code 1)", file=stream)
+    for name, line in _next(run, now):
+        print(f"{name:<8} {line}", file=stream)
     return now.passed
 
 
@@ -47,20 +52,16 @@ def form(model: Path) -> str:
 
 
 def _next(run: RunDir, now: status.RunStatus) -> list[tuple[str, str]]:
-    command = f"{python()} -m pkuslurm"
-    name = present.safe(shlex.quote(now.run_id))
+    def typed(*words: str) -> str:
+        return present.safe(command(*words))
+
+    name = now.run_id
     if now.state == "COMPLETED" and now.job("infer"):
-        asks = [("next", f"{command} infer {name} 'prompts=[你会做什么？]' expect=null")]
-        return [*asks, ("talk", f"{command} serve {name}")] if run.whole_model is not None else asks
+        asks = [("next", typed("infer", name, "prompts=[你会做什么？]", "expect=null"))]
+        return [*asks, ("talk", typed("serve", name))] if run.whole_model is not None else asks
     if now.state == "COMPLETED":
-        return [("next", f"{command} status {name}")]
-    logs = f"{command} logs {name}"
+        return [("next", typed("status", name))]
+    logs = typed("logs", name)
     if now.state in (*rules.BROKEN, "CANCELLED"):
-        return [("next", f"{command} retry {name}"), ("logs", logs)]
+        return [("next", typed("retry", name)), ("logs", logs)]
     return [("next", logs)]
-
-
-def python() -> str:
-    """This interpreter as one would type it here."""
-    here = os.getcwd() + os.sep
-    return shlex.quote(sys.executable.removeprefix(here))

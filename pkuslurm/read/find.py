@@ -13,6 +13,7 @@ from typing import Any
 
 from pkuslurm import sweepdir
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import IS_CHECKOUT, command
 from pkuslurm.read import ended, status, sweep
 from pkuslurm.read.memory import Memory
 from pkuslurm.read.places import absolute
@@ -23,7 +24,7 @@ from pkuslurm.rundir import RunDir, read_json
 from pkuslurm.sweepdir import SweepDir
 
 MOST_CANDIDATES = 5
-START = "start one: make demo (or python -m pkuslurm.launch)"
+START = "start one: " + ("make demo (or python -m pkuslurm.launch)" if IS_CHECKOUT else command("launch"))
 _POINT = re.compile(r"([^/]+)/([0-9]{1,9})/?")
 
 

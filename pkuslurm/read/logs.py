@@ -12,6 +12,7 @@ from typing import TextIO
 
 from pkuslurm import sweepdir
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.read import rules, script_log, status, sweep
 from pkuslurm.read.changes import stamps
 from pkuslurm.read.text import safe
@@ -77,11 +78,12 @@ def show_sweep_logs(path: Path, stream: TextIO, kind: str | None = None, whole: 
     printers = [_Printer(file, heading) for file in sweep_log_files(now, kind)]
     broken = [index for index, run in enumerate(now.runs) if run.state not in sweep.FINE]
     if not broken and not printers:
-        one = f"; of one point: pkuslurm logs {now.sweep_id}/0" if now.runs else ""
+        one = f"; of one point: {command('logs', f'{now.sweep_id}/0')}" if now.runs else ""
         raise PkuslurmError(f"logs: {now.sweep_id} has none of its own yet" + (f" of {kind}" if kind else "") + one)
     named = ", ".join(map(str, broken[:MOST_NAMED])) + (", …" if len(broken) > MOST_NAMED else "")
     told = f"{len(broken)} of {len(now.runs)} points did not complete: {named}" if broken else "no point has failed"
-    stream.write(f"{told}; of one: pkuslurm logs {safe(now.sweep_id)}/{broken[0] if broken else 0}\n")
+    one = command("logs", f"{now.sweep_id}/{broken[0] if broken else 0}")
+    stream.write(f"{told}; of one: {safe(one)}\n")
     stream.write("\n" if printers else "")
     for printer in printers:
         if not whole:

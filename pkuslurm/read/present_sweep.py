@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
+from pkuslurm.paths import command
 from pkuslurm.read import sweep
-from pkuslurm.read.closing import python
 from pkuslurm.read.job import JobStatus
 from pkuslurm.read.present import progress_words, table
+from pkuslurm.read.report import leaderboard
 from pkuslurm.read.status import RunStatus
 from pkuslurm.read.sweep import SweepStatus
 from pkuslurm.read.text import aligned, between, duration, safe, width
@@ -37,7 +38,9 @@ def show_sweep(now: SweepStatus, stream: TextIO) -> None:
     if few and now.runs:
         _write(lines, stream)
         print(file=stream)
-        table(("point", "", "state", "job", "loss", ""), [_row(now, index) for index in range(len(now.runs))], stream)
+        metric, values = _ranked_by(now)
+        rows = [_row(now, index, values) for index in range(len(now.runs))]
+        table(("point", "", "state", "job", "loss", *([metric] if values else []), ""), rows, stream)
         lines = []
     else:
         lines += [*_running(now), *_failed(now)]
@@ -69,7 +72,16 @@ def _job_cells(job: JobStatus) -> tuple[str, str, str, str]:
     return (job.kind, job_id, job.state, job.reason or ("" if seconds is None else duration(seconds)))
 
 
-def _row(now: SweepStatus, index: int) -> tuple[str, ...]:
+def _ranked_by(now: SweepStatus) -> tuple[str, dict[Path, float | None]]:
+    """What the points are ranked by and each one's value of it; no values where none has any yet, or where that is
+    the loss, which stands there."""
+    found = leaderboard.board(now)
+    if found.metric == "loss" or all(row.metric is None for row in found.rows):
+        return found.metric, {}
+    return found.metric, {row.path: row.metric for row in found.rows}
+
+
+def _row(now: SweepStatus, index: int, values: dict[Path, float | None]) -> tuple[str, ...]:
     run = now.runs[index]
     broken = sweep.first_broken(run) if run.state not in sweep.FINE else None
     job = broken or _at(run)
@@ -82,7 +94,12 @@ def _row(now: SweepStatus, index: int) -> tuple[str, ...]:
     elif job is not None and job.state != "RUNNING":
         words = job.reason or ""
     kind = "-" if job is None else job.kind
-    return (str(index), now.label(index), run.state, kind, "-" if loss is None else f"{loss:.4f}", words)
+    metric = [_number(values.get(run.path))] if values else []
+    return (str(index), now.label(index), run.state, kind, _number(loss), *metric, words)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _at(run: RunStatus) -> JobStatus | None:
@@ -133,7 +150,12 @@ def _failed(now: SweepStatus) -> list[str]:
     ordered = sorted(groups, key=lambda cause: (-len(groups[cause]), groups[cause][0]))
     lines = [_group(now, cause, groups[cause], words[cause]) for cause in ordered[:MOST_FAILED]]
     more = sum(len(groups[cause]) for cause in ordered[MOST_FAILED:])
-    return ["", "not completed", *lines, *([f"and {more} more: pkuslurm status {_name(now)} --json"] if more else [])]
+    return [
+        "",
+        "not completed",
+        *lines,
+        *([f"and {more} more: {command('status', now.sweep_id, '--json')}"] if more else []),
+    ]
 
 
 def _group(now: SweepStatus, cause: tuple[str, str, str], numbers: Sequence[int], words: str) -> str:
@@ -157,21 +179,17 @@ def _plain(reason: str, now: SweepStatus, index: int) -> str:
 def _next(now: SweepStatus) -> Iterator[str]:
     """A blank line, and the commands to try."""
     yield ""
-    name, command = _name(now), f"{python()} -m pkuslurm"
+    name = now.sweep_id
     running = next((index for index, run in enumerate(now.runs) if run.state == "RUNNING"), 0)
     broken = next((index for index, run in enumerate(now.runs) if run.state not in sweep.FINE), None)
     if broken is not None:
-        yield f"logs   {command} logs {name}/{broken}"
+        yield f"logs   {command('logs', f'{name}/{broken}')}"
     if now.state in ("RUNNING", "PENDING") and broken is None and now.runs:
-        yield f"one    {command} status {name}/{running}"
+        yield f"one    {command('status', f'{name}/{running}')}"
     if now.state not in sweep.FINE:
-        yield f"next   {command} retry {name}"
+        yield f"next   {command('retry', name)}"
     if now.counts.get("COMPLETED"):
-        yield f"report {command} report {name}"
-
-
-def _name(now: SweepStatus) -> str:
-    return shlex.quote(now.sweep_id)
+        yield f"report {command('report', name)}"
 
 
 def _write(lines: Sequence[str], stream: TextIO) -> None:

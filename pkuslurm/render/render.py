@@ -274,6 +274,9 @@ def _infer(plan: RunPlan, inputs: Inputs, run: RunDir) -> Settings:
         "answers": str(run.answers),
         "device": ACCELERATORS[cluster_for(config, "infer").accelerator].device,
     }
+    if isinstance(file := config.infer.prompts, str) and any(prompt.expect for prompt in inputs.prompts):
+        column = f"the {'column' if file.endswith('.csv') else 'field'} expect of {file}"
+        payload["expected_by"] = column if config.infer.expect is None else f"infer.expect or {column}"
     if "enable_thinking" in config.train:
         payload["enable_thinking"] = config.train["enable_thinking"]  # asked in the form in which it was trained
     return payload, {"file": str(run.answers), "lines": len(inputs.prompts)}

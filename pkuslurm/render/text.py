@@ -29,6 +29,9 @@ _TAKEN_FROM = {
     },
 }
 
+# so many fit on a screen; a hundred points of a sweep can have a hundred that differ in a number
+MOST_NOTES = 8
+
 
 def dry_run_text(
     plan: RunPlan,
@@ -63,6 +66,15 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Iterator[str]:
 def labelled(note: str) -> str:
     """``note: …``, unless it is a warning."""
     return note if note.startswith("warning: ") else f"note: {note}"
+
+
+def last_words(notes: Sequence[str]) -> Iterator[str]:
+    """The notes once more, for the end of a terminal's screen: above them the plan has scrolled away."""
+    if notes:
+        yield f"this dry run has {len(notes)} note{'s' if len(notes) > 1 else ''}:"
+    yield from (f"  {labelled(note)}" for note in notes[:MOST_NOTES])
+    if len(notes) > MOST_NOTES:
+        yield f"  and {len(notes) - MOST_NOTES} more, above"
 
 
 def _scripts(scripts: Mapping[str, str]) -> Iterator[str]:

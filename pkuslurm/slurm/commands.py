@@ -31,6 +31,10 @@ UNKNOWN_ID = "Invalid job id specified"
 _GONE = re.compile(
     rf"{UNKNOWN_ID}|already (finished|completed|completing)|no longer pending|: No error$", re.IGNORECASE
 )
+# its last words, of 22.05 and later and of those before
+_UNCONFIGURED = re.compile(
+    r"configuration source|slurm\.conf.*(No such file|not found)|open slurm\.conf", re.IGNORECASE
+)
 # without it sacct tells, in some of its forms, of nothing before midnight
 SINCE = "2000-01-01"
 # so many ids to a command line: Linux takes 128 kB for one argument
@@ -49,6 +53,11 @@ class Answer:
 def present() -> bool:
     """Whether this machine can submit."""
     return not crane.is_crane() and all(shutil.which(name) for name in ("sbatch", "squeue", "scontrol", "scancel"))
+
+
+def configured() -> bool:
+    """Whether Slurm's commands know of a cluster (a slurm.conf, or a controller that hands one out); it may be away."""
+    return not _UNCONFIGURED.search(_run(["scontrol", "show", "partition", "-o"], ASKED_SECONDS).problem)
 
 
 def answers() -> bool:

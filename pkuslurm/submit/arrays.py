@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.plan.chains import Chain, after_shares
 from pkuslurm.rundir import SHARED, RunDir, read_json, write_json, write_text
 from pkuslurm.slurm import commands
@@ -90,7 +91,7 @@ def send(home: SweepDir, sweep: dict[str, Any], wanted: Sequence[Chain], there: 
         points = {name for group in sending.groups for name in group["members"] if not name.startswith(SHARED)}
         raise PartlySubmitted(
             f"{home.sweep_id}: {slurm.why(error)}; of {len(sweep['points'])} points {len(points)} are submitted, the "
-            f"last ones held until all are; go on with: pkuslurm retry {home.sweep_id}"
+            f"last ones held until all are; go on with: {command('retry', home.sweep_id)}"
         ) from None
     return [*left, *todo]
 

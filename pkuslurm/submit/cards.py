@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pkuslurm.config.schema import Config
+from pkuslurm.preflight.devices import CARDS
 from pkuslurm.worker import devices
-
-# What PKU's platform sets in an application or a training job.
-CARDS = "VC_GPU_NUM"
 
 
 def counted(config: Config, environ: Mapping[str, str]) -> Config:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.submit import meeting_files
+from pkuslurm.submit.meet_settings import difference
 from pkuslurm.submit.meeting import PATIENCE, POLL_SECONDS, Guest, Host, Wish, pid_namespace
 from pkuslurm.worker import beats, processes
 from pkuslurm.worker.beats import Post, Watch
@@ -31,7 +32,7 @@ class Gathering:
     timeout: float
     say: Callable[[str], None]
     stopped: Callable[[], bool]
-    again: str  # what is to be typed on the other nodes
+    again: str  # what is to be typed on the other nodes; empty: the platform does it
     own: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
@@ -80,12 +81,15 @@ class Gathering:
         if self.wish.rank:
             return (
                 f"{waited}: node 0 of {self.wish.nodes} did not come to {self.file.parent} within that time (this is "
-                f"node {self.wish.rank}); every node must see that folder; there: {self.again}"
+                f"node {self.wish.rank}); every node must see that folder{self._typed('there')}"
             )
         return (
             f"{waited}: {there.get('host', 'node 0')} has not taken this node in within that time "
-            f"({self.file}); everywhere: {self.again}"
+            f"({self.file}){self._typed('everywhere')}"
         )
+
+    def _typed(self, where: str) -> str:
+        return f"; {where}: {self.again}" if self.again else ""
 
     def _silent(self, there: Mapping[str, Any] | None) -> bool:
         """Whether the host of what is there is dead."""
@@ -139,7 +143,8 @@ class Gathering:
             if self.wish.nodes > 1:
                 here = f"{socket.gethostname()} ({self.wish.address})"
                 self.say(f"node 0 of {self.wish.nodes}, on {here}, waits in {self.file.parent}")
-                self.say(f"on the other node{'s' if self.wish.nodes > 2 else ''} now type: {self.again}")
+                if self.again:
+                    self.say(f"on the other node{'s' if self.wish.nodes > 2 else ''} now type: {self.again}")
             seen: set[int] = set()
             while not host.post.taken:
                 if self.stopped():
@@ -166,7 +171,7 @@ class Gathering:
         return (
             f"cluster.join_timeout={self.timeout:g}: node {', '.join(missing)} of {self.wish.nodes} did not come "
             f"within that time; {socket.gethostname()} ({self.wish.address}) waited in {self.file.parent}, which every "
-            f"node must see; there: {self.again}"
+            f"node must see{self._typed('there')}"
         )
 
     def _ask(self, there: Mapping[str, Any]) -> Post | None:
@@ -203,7 +208,11 @@ class Gathering:
                 f"nodes={there.get('nodes')}; type the same everywhere"
             )
         if words := difference(self.wish.settings, there.get("settings") or ()):
-            raise PkuslurmError(f"{words} on {who}, which waits in {self.file.parent}; type the same everywhere")
+            mine, theirs = self.wish.source, there.get("source")
+            raise PkuslurmError(
+                f"{mine + ': ' if mine else ''}{words} on {who}{f' ({theirs})' if theirs else ''}, which waits in "
+                f"{self.file.parent}; type the same everywhere"
+            )
         if there.get("version") != self.wish.version:
             raise PkuslurmError(
                 f"pkuslurm {self.wish.version} here, {there.get('version')} on {who}: install one version everywhere"
@@ -221,16 +230,6 @@ class Gathering:
         if words not in self._told:
             self._told.add(words)
             self.say(words)
-
-
-def difference(ours: tuple[str, ...], theirs: object) -> str | None:
-    """What differs, in words, up to the other one's name; None: nothing."""
-    others = [str(item) for item in theirs] if isinstance(theirs, list | tuple) else []
-    only = [item for item in ours if item not in others]
-    missing = [item for item in others if item not in ours]
-    if not only and not missing:
-        return None
-    return f"{' '.join(only) or 'nothing of it'} here, but {' '.join(missing) or 'nothing of it'}"
 
 
 def alone(file: Path, stopped: Callable[[], bool]) -> Host:

@@ -46,14 +46,18 @@ class Watcher(Protocol):
 
 @dataclass
 class Cancel:
-    """Set by a signal handler, or by whoever has asked; the loop looks at it. ``by``: that one's machine."""
+    """Set by a signal handler, or by who has asked on another machine, ``by``: how and where. The loop looks at it."""
 
     number: int | None = None
     by: str | None = None
 
     @property
     def words(self) -> str:
-        return "the run was cancelled" + (f" on {self.by}" if self.by else "")
+        return f"the run was cancelled {self.by or f'{self.how} on {socket.gethostname()}'}"
+
+    @property
+    def how(self) -> str:
+        return "by Ctrl-C" if self.number == signal.SIGINT else "by SIGTERM (`pkuslurm cancel`, or the system)"
 
 
 class NotBegun(PkuslurmError):
@@ -141,6 +145,7 @@ def _run_jobs(
     if nodes.host is not None:
         nodes.host.post.say(run=str(run.path))
     begin()
+    _say_attempts(run, document, kinds)
     processes.become_subreaper()  # a killed worker's children become ours, and are ended with it
     failed: str | None = None
     try:
@@ -175,6 +180,16 @@ def _run_jobs(
     if cancel.number is not None:
         return 130
     return 0 if failed is None else 1
+
+
+def _say_attempts(run: RunDir, document: dict[str, Any], kinds: Sequence[str]) -> None:
+    """In run.json, before the first job: what an earlier attempt has left of the later ones is not their state now."""
+    for kind in kinds:
+        first = (read_json(run.job(kind)) or {}).get("first_attempt")
+        if first is not None and kind in document["jobs"]:
+            document["jobs"][kind]["first_attempt"] = first
+    owner.check_ours(run, document["launcher"])
+    write_json(run.run_json, document)
 
 
 def with_versions(run: RunDir, document: dict[str, Any]) -> None:

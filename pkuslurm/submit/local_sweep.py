@@ -7,6 +7,7 @@ As a module it is such a process: ``python … pkuslurm.submit.local_sweep RUN_D
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def _work_off(
                 else:
                     running.append(_start(work))
             if cancel.number is not None:
-                _stop(running)
+                _stop(running, cancel.number)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
                 seconds = time.monotonic() - child.began
@@ -232,12 +233,13 @@ def _start(work: Work) -> _Child:
     return _Child(work, process, words, time.monotonic())
 
 
-def _stop(running: Sequence[_Child]) -> None:
-    """TERM once; KILL to what has not ended in time, whose workers then end by themselves."""
+def _stop(running: Sequence[_Child], number: int = signal.SIGTERM) -> None:
+    """``number`` once, which says how it was cancelled; KILL to what has not ended in time, whose workers then end by
+    themselves."""
     for child in running:
         if child.told is None:
             child.told = time.monotonic()
-            child.process.terminate()
+            child.process.send_signal(number)
         elif time.monotonic() - child.told > STOP_SECONDS:
             child.process.kill()
 

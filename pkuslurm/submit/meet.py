@@ -5,7 +5,6 @@ start its jobs' workers where they are.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 from pkuslurm import __version__
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.read import status
 from pkuslurm.read.places import remember
 from pkuslurm.read.text import safe
@@ -40,10 +40,11 @@ def together(
     again: str,
     timeout: float,
     work: Callable[[Nodes], int],
+    source: str = "",
 ) -> int:
     """Meet at ``file``, and ``work`` on node 0; the run's exit code, on every node. Raises PkuslurmError."""
     try:
-        wish = Wish(nodes, role.rank, settings, network.own_address(os.environ.get(ADDRESS, "")), __version__)
+        wish = Wish(nodes, role.rank, settings, network.own_address(os.environ.get(ADDRESS, "")), __version__, source)
         with local.signals() as cancel:
             party = Gathering(file, wish, timeout, say, lambda: cancel.number is not None, again).come_together()
             if isinstance(party, Host):
@@ -147,13 +148,16 @@ class Partner:
 def follow(guest: Guest, cancel: Cancel) -> int:
     """The other nodes' part: node 0's jobs of several nodes, until it says how the run has ended."""
     processes.become_subreaper()
-    part = _Part(guest)
+    part, told = _Part(guest), False
     who = guest.said.get("host")
     say(f"this is node {guest.rank} of {guest.said.get('nodes')}; node 0, on {who}, prepares, merges, asks and reports")
     try:
         while not guest.gone() and guest.said.get("state") != "ended":
             if cancel.number is not None:
-                guest.post.say(cancel=True)
+                if not told:
+                    told = True
+                    say(f"cancelled {cancel.how}: the run ends on all nodes, which takes some seconds …")
+                guest.post.say(cancel=cancel.how)
                 part.end(signal.SIGTERM)
             part.go_on(accept=cancel.number is None)
             time.sleep(local.POLL_SECONDS)
@@ -181,7 +185,7 @@ class _Part:
         job, stop = said.get("job") or {}, said.get("stop") or {}
         if accept and self.run is not None and job and job["serial"] > self.serial:
             self.serial, self.told = job["serial"], None
-            say(f"      {job['kind']}: this node's part; pkuslurm logs -f {shlex.quote(str(self.run.path))} shows it")
+            say(f"      {job['kind']}: this node's part; {command('logs', '-f', str(self.run.path))} shows it")
             self.worker = local.start_worker(self.run, job["kind"], job["job_id"], self.guest.rank, job["meets"])
         if stop.get("serial") == self.serial and stop.get("signal") in (signal.SIGTERM, signal.SIGKILL):
             self.end(stop["signal"])
@@ -258,7 +262,7 @@ def _abandoned(guest: Guest, run: RunDir) -> tuple[int, str | None]:
         else:
             local.final(run, document, kind, "SKIPPED", f"{failed} did not complete")
         failed = failed or kind
-    return 1, f"{words}; pkuslurm retry {shlex.quote(str(run.path))}, on every node, goes on"
+    return 1, f"{words}; {command('retry', str(run.path))}, on every node, goes on"
 
 
 def say(line: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import socket
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +12,13 @@ from pathlib import Path
 from pkuslurm.config.schema import Config
 from pkuslurm.errors import PkuslurmError
 from pkuslurm.paths import CONF, absolute
-from pkuslurm.submit.cards import CARDS
+from pkuslurm.preflight.devices import CARDS
 from pkuslurm.worker import network
 
 # What PKU's platform sets in an application or a training job.
 MODEL, DATA, ADDRESS = "SCOW_AI_MODEL_PATH", "SCOW_AI_DATASET_PATH", "XDL_IP"
 # presets that name no model of their own
 NO_MODELS = ("auto", "custom", "tiny")
-# may differ from node to node
-OWN_KEYS = ("cluster.join_timeout", "cluster.python", "here", "wait")
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,12 @@ class Role:
         if self.address is None or self.port is None:
             return "meeting"
         # some platforms tell node 0 that it is localhost, and the others its name
-        own = network.is_loopback(self.address) or self.address == "localhost"
-        return re.sub(r"[^\w-]", "-", f"{socket.gethostname() if own else self.address}-{self.port}")
+        return re.sub(r"[^\w-]", "-", f"{socket.gethostname() if is_local(self.address) else self.address}-{self.port}")
+
+
+def is_local(address: str) -> bool:
+    """Whether ``address`` names whoever looks, each another one."""
+    return network.is_loopback(address) or address == "localhost"
 
 
 def role(environ: Mapping[str, str], nodes: int, ranks: int = 1) -> Role:
@@ -137,23 +137,10 @@ def place(config: Config, changed: Collection[str], own: Role, environ: Mapping[
     return Path(config.run_root) if given or (own.address is not None and own.port is not None) else None
 
 
-def again(typed: Sequence[str], module: str = "pkuslurm.launch") -> str:
-    """The command, to be typed on the other nodes."""
-    return shlex.join([sys.executable, "-m", module, *typed])
-
-
-def settings(typed: Sequence[str], config: Config) -> tuple[str, ...]:
-    """What must be the same on all nodes, in words."""
-    kept = sorted(item for item in typed if item.lstrip("+~").partition("=")[0] not in OWN_KEYS)
-    return (*kept, f"cluster.nproc_per_node={config.cluster.nproc_per_node or 1}")
-
-
-def screen(typed: Sequence[str], nodes: int, timeout: float, environ: Mapping[str, str]) -> str:
-    """What to do where nothing says where the nodes meet."""
+def screen(line: str, nodes: int, timeout: float, environ: Mapping[str, str]) -> str:
+    """What to do where nothing says where the nodes meet; ``line``: to be typed, up to the folder."""
     own = environ.get("WORK_DIR")
-    example = "/共享目录"
-    kept = [item for item in typed if not item.startswith("cluster.meet=")]
-    line = again([*kept, f"cluster.meet={example}"]).replace(shlex.quote(f"cluster.meet={example}"), "cluster.meet=DIR")
+    line = f"{line} cluster.meet=DIR"
     chinese = f"WORK_DIR（{own}）是每个应用自己的目录，另一个应用看不到它。" if own else "没有给出这样的目录。"
     english = f"WORK_DIR ({own}) is each application's own." if own else "No such folder is given."
     return f"""\

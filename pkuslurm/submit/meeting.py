@@ -31,13 +31,16 @@ FAREWELL_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Wish:
-    """What one node comes with. ``rank``: None: by arrival, 0: host only. ``settings``: what was typed, in words."""
+    """What one node comes with. ``rank``: None: by arrival, 0: host only. ``settings``: what all must have in common,
+    a text a key; ``source``: the YAML that says some of it, as ``from_yaml=FILE``.
+    """
 
     nodes: int
     rank: int | None
     settings: tuple[str, ...]
     address: str
     version: str
+    source: str = ""
 
     def said(self) -> dict[str, Any]:
         own = processes.look(os.getpid())
@@ -47,6 +50,7 @@ class Wish:
             "settings": list(self.settings),
             "address": self.address,
             "version": self.version,
+            "source": self.source,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "pid_start": own.start if own else None,
@@ -106,13 +110,14 @@ class Host:
         return next(self.guests[nonce] for nonce, one in self.members.items() if one == rank)
 
     def wishes_cancelled(self) -> str | None:
-        """Who has asked that the run be cancelled: a guest by Ctrl-C, or ``cancel`` on some other machine."""
+        """How and where the run's end was asked for: by a signal to a guest, or by ``cancel`` on some other machine."""
         for nonce in self.members:
             value = self.guests[nonce].look() if nonce in self.guests else None
             if value is not None and value.get("cancel"):
-                return str(value.get("host"))
+                return f"{value['cancel']} on {value.get('host')}"
         asked = meeting_files.cancel_file(self.file, self.nonce)
-        return str((beats.read(asked) or {}).get("host", "another machine")) if asked.exists() else None
+        host = (beats.read(asked) or {}).get("host", "another machine")
+        return f"by `pkuslurm cancel` on {host}" if asked.exists() else None
 
     def end(self, code: int, words: str | None = None) -> None:
         """Tell the guests, wait until they have heard it, and remove the meeting."""

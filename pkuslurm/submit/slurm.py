@@ -23,6 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm import slurm as submitit_slurm
 
 from pkuslurm.errors import PartlySubmitted, PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.render.render import module_command
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.slurm import commands
@@ -210,7 +211,7 @@ def send(run: RunDir, document: dict[str, Any], kinds: Sequence[str]) -> None:
         done = [kind for kind in kinds if jobs[kind].get("job_id")]
         raise PartlySubmitted(
             f"{run.run_id}: {why(error)}; submitted so far: {', '.join(done) or 'nothing'}, and held until all are; "
-            f"go on with: pkuslurm retry {shlex.quote(run.run_id)}"
+            f"go on with: {command('retry', run.run_id)}"
         ) from None
 
 

@@ -33,6 +33,11 @@ class Work:
     run: RunDir
     kinds: tuple[str, ...]
 
+    @property
+    def is_share(self) -> bool:
+        """Of several points, named by its one job."""
+        return self.kinds == ("prepare",)
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -101,16 +106,18 @@ def _progress() -> Progress:
 
 def now(running: Sequence[tuple[Work, float]]) -> str:
     """``lr=1e-5: train step 3/9, loss 1.2345; lr=1e-4: merge, 4 s``."""
-    shown = [f"{safe(work.label)}: {_how_far(work, began)}" for work, began in running[:MOST_SHOWN]]
+    shown = [f"{safe(work.label)}{_how_far(work, began)}" for work, began in running[:MOST_SHOWN]]
     return "; ".join(shown) + (f"; and {len(running) - MOST_SHOWN} more" if len(running) > MOST_SHOWN else "")
 
 
 def _how_far(work: Work, began: float) -> str:
+    if work.is_share:
+        return f", {duration(time.monotonic() - began)}"
     kind = next((kind for kind in work.kinds if not work.run.done(kind).exists()), work.kinds[-1])
     found = progress(work.run, kind)
     if found is None or found["step"] is None:
-        return f"{kind}, {duration(time.monotonic() - began)}"
-    steps = f"{kind} step {found['step']}" + (f"/{found['total_steps']}" if found["total_steps"] else "")
+        return f": {kind}, {duration(time.monotonic() - began)}"
+    steps = f": {kind} step {found['step']}" + (f"/{found['total_steps']}" if found["total_steps"] else "")
     return steps + (f", loss {found['loss']:.4f}" if found["loss"] is not None else "")
 
 
@@ -134,7 +141,8 @@ def outcome(work: Work, seconds: float, code: int, words: str) -> Ended:
     rest = sorted((job for job in jobs if job.state != "COMPLETED"), key=lambda job: job.state == "SKIPPED")
     if words or not rest or code not in (1, 130):
         return Ended(f"FAILED: {safe(words or f'its process ended with exit code {code}')}", False)
-    return Ended(f"{rest[0].state} {rest[0].kind}: {safe(rest[0].reason or 'no reason known')}", False)
+    kind = "" if work.is_share else f" {rest[0].kind}"
+    return Ended(f"{rest[0].state}{kind}: {safe(rest[0].reason or 'no reason known')}", False)
 
 
 def _loss(run: RunDir) -> float | None:

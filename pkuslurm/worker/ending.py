@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 import time
@@ -11,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pkuslurm import rundir
+from pkuslurm.paths import command
 from pkuslurm.worker import attempts, checkpoints, completion, disk, failures, requeue
 from pkuslurm.worker.failures import describe
 from pkuslurm.worker.job import Job
@@ -179,7 +179,7 @@ def _again(job: Job, supervisor: Supervisor, environ: Mapping[str, str], state: 
         return end(recorder, "FAILED", STOPPED_CODE, reason)
     if supervisor.signals.received is not None:  # cancelled meanwhile: that is not to be undone
         return cancelled(job, recorder, environ, supervisor.signals.received)
-    go_on = f"go on with: pkuslurm retry {shlex.quote(job.run_id)}"
+    go_on = f"go on with: {command('retry', job.run_id)}"
     if number >= job.max_attempts:
         reason = f"{reason}; resume.max_attempts={job.max_attempts} are used up"
         return end(recorder, state, STOPPED_CODE, f"{reason}; {go_on}")

@@ -133,9 +133,17 @@ def forget_jobs(layout: Layout) -> None:
 
 def undrain(layout: Layout) -> None:
     """As an administrator does with nodes that Slurm has drained (a failed prolog, a job id that it gave twice)."""
-    for name, state in daemons.node_states(layout).items():
-        if "drain" in state:
-            daemons.checked("scontrol", "update", f"NodeName={name}", "State=RESUME", layout=layout)
+
+    def drained() -> list[str]:
+        return [name for name, state in daemons.node_states(layout).items() if "drain" in state]
+
+    def resumed() -> bool:
+        # refused ("Invalid node state") as long as a controller that has just been started has not heard of the node
+        for name in drained():
+            daemons.call("scontrol", "update", f"NodeName={name}", "State=RESUME", layout=layout)
+        return not drained()
+
+    wait_for(resumed, 30, "nodes that Slurm lets work again")
 
 
 def heal(layout: Layout) -> None:

@@ -91,6 +91,8 @@ def test_the_command_line_wins_over_the_yaml_and_the_yaml_over_presets() -> None
     assert any(note == "my_train.yaml: dataset: not taken; dataset=identity is typed" for note in one.notes)
     other = composed(given, "dataset.path=/rows.json").config.dataset
     assert (other.path, other.name) == ("/rows.json", None)
+    # a model's own rate asks for a finetuning_type, of which such a YAML may be silent
+    assert composed({}, "model=qwen2.5-1.5b-instruct").config.train["learning_rate"] == 1e-4
 
 
 def test_defaults_of_ones_own_do_not_mix_in() -> None:
@@ -132,15 +134,14 @@ REFUSED = {
     "- a\n- b\n": "it holds a list",
     "": "it holds nothing",
     "learning_rate: 1\nlearning_rate: 2\n": "found duplicate key learning_rate",
-    "model_name_or_path: m\nexport_dir: out\n": "write: pkuslurm merge --from-yaml my_train.yaml",
+    "model_name_or_path: m\nexport_dir: out\n": "-m pkuslurm merge --from-yaml my_train.yaml",
     "model_name_or_path: m\ninfer_backend: vllm\n": "a YAML to chat with (no data, no output_dir)",
     "distributed_type: FSDP\n": "it is accelerate's own configuration",
     "model: m\ntrain_dataset: d\n": "LLaMA-Factory's new trainer (v1)",
     "model_name_or_path: ~/m\noutput_dir: o\ndataset: d\n": "model_name_or_path=~/m: LLaMA-Factory knows no ~",
     "model_name_or_path: m\ndataset: 'a,,b'\n": "dataset=a,,b: names of datasets are wanted",
     "model_name_or_path: m\ndo_train: true\ndataset: d\nlerning_rate: 1\n": (
-        "train.lerning_rate: LLaMA-Factory has no such key; did you mean train.learning_rate?; "
-        "it stands in my_train.yaml"
+        "lerning_rate: LLaMA-Factory has no such key; did you mean learning_rate?; it stands in my_train.yaml"
     ),
     "model_name_or_path: m\ndo_train: true\ndataset: d\nhf_hub_token: secret\n": "a secret does not belong",
     "model_name_or_path: m\ndo_train: true\ndataset: d\nlogging_steps: 4x\n": "stands in my_train.yaml",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pkuslurm.compose import compose, show
 
 
@@ -28,3 +30,13 @@ def test_a_setting_is_shown_in_one_line() -> None:
     assert f"train.learning_rate = 5e-05  (default {default}; command line)\n" in shown
     assert "nodes = 2  (default 1; command line)\n" in shown
     assert "infer.expect = null  (default 北大|北京大学|PKU; command line)\n" in shown
+
+
+def test_a_yaml_is_compared_with_no_preset_that_would_never_have_applied(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    text = "model_name_or_path: m\ntemplate: qwen\ndataset: d\noutput_dir: o\nlearning_rate: 0.005\n"
+    file.write_text(text, encoding="utf-8")
+    found = {item.key: (item.default, item.origin) for item in compose([f"from_yaml={file}", "nodes=2"]).settings}
+    assert found["train.learning_rate"] == (None, str(file)), "the demo's rate is nobody's default here"
+    assert found["nodes"] == (1, "command line")
+    assert {origin for _, origin in found.values()} == {"command line", str(file)}

@@ -310,6 +310,30 @@ def test_no_network_says_what_to_copy_where(fetch: Fetch, weird: Path, monkeypat
     assert any("rsync -a" in line and str(target.name) in line for line in lines) and not target.parent.exists()
 
 
+@pytest.mark.parametrize("way", ["--from", "HF_ENDPOINT"])
+def test_the_other_machine_is_told_of_the_mirror_and_of_the_code(
+    way: str, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", url if way == "HF_ENDPOINT" else "https://huggingface.co")
+        said = fetch(NAME, "--from", url if way == "--from" else "huggingface", "--revision", "v1", "--code").err
+    assert said.count(f"pkuslurm fetch {NAME} --from {url} --revision v1 --code --to Qwen3-0.6B") == 2
+    assert said.count(f"HF_ENDPOINT={url} hf download {NAME} --local-dir Qwen3-0.6B --revision v1") == 2
+
+
+def test_it_is_the_proxy_that_refuses(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://hub.example")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        proxy = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("http_proxy", f"http://me:secret@{proxy}")
+        said = fetch(NAME).err
+    assert f"pkuslurm: hub.example: the proxy {proxy} (http_proxy): Connection refused" in said
+    assert f"经代理 {proxy}" in said and "set https_proxy" not in said and "secret" not in said
+
+
 def test_proxies_of_the_environment_are_used(hub: Hub, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://hub.example")
     monkeypatch.setenv("http_proxy", hub.url)
@@ -377,6 +401,9 @@ def test_ctrl_c_ends_it_and_a_second_one_beside_it_is_refused(hub: Hub, weird: P
     [
         (["Qwen3-0.6B"], "a model's id is wanted, OWNER/NAME"),
         (["../x"], "a model's id is wanted"),
+        (["models/小千"], "a model's id is wanted, OWNER/NAME (of A-Z a-z 0-9 . _ -)"),
+        (["https://modelscope.cn/models/通义/千问"], "a model's id is wanted"),
+        ([NAME, "--from", "https://镜像.example"], "no hub can have this address"),
         (["https://h/../x"], "a model's id is wanted"),
         (["https://huggingface.co/datasets/a/b"], "this is no model's page; only models are fetched"),
         ([NAME, "--from", "https://[x"], "no hub can have this address"),
@@ -388,6 +415,12 @@ def test_ctrl_c_ends_it_and_a_second_one_beside_it_is_refused(hub: Hub, weird: P
 def test_slips_are_one_line(words: list[str], message: str, fetch: Fetch) -> None:
     ended = fetch(*words)
     assert ended.code == 2 and message in ended.err and len(ended.err.splitlines()) == 1
+
+
+def test_a_token_that_was_copied_from_a_page_of_words(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "你的令牌")
+    ended = fetch(NAME)
+    assert ended.code == 2 and "MODELSCOPE_API_TOKEN: it is no token" in ended.err
 
 
 def test_a_presets_name_stands_for_its_model(fetch: Fetch) -> None:

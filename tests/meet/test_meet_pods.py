@@ -111,7 +111,7 @@ def test_ctrl_c_on_the_other_node_cancels_everywhere(pods: list[Pod]) -> None:
     run, first = training(pods, pair)
     pair[1 - first].send(signal.SIGINT)
     assert [terminal.ended() for terminal in pair] == [130, 130], pair[0].err + pair[1].err
-    assert f"the run was cancelled on {pods[1 - first].name}" in pair[first].err
+    assert f"the run was cancelled by Ctrl-C on {pods[1 - first].name}" in pair[first].err
     assert states(run, "train") == ["CANCELLED"] and left_in(pods[0].shared) == []
 
 
@@ -144,7 +144,7 @@ def test_node_1_dies_and_retry_on_both_goes_on_until_a_third_pod_cancels_it(pods
     cancel = pods[2].verb("cancel", run.path)
     assert cancel.ended() == 0 and cancel.out == f"{run.run_id}: CANCELLED\n", cancel.out + cancel.err
     assert [terminal.ended() for terminal in again] == [130, 130], again[0].err + again[1].err
-    assert any("the run was cancelled on pod3" in terminal.err for terminal in again)
+    assert any("the run was cancelled by `pkuslurm cancel` on pod3" in terminal.err for terminal in again)
     assert states(run, "train") == ["CANCELLED"] and not list(run.path.glob("state/meeting*"))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pkuslurm.payload import infer, models
+from pkuslurm.payload.token_ids import compare_ids
 from tests.payload import small_models
 from tests.payload.small_models import KINDS, PROMPTS, TEMPLATES, Flow, infer_job, merge_job, start
 
@@ -134,7 +135,7 @@ def test_a_tuned_model_alone(flows: dict[str, Flow], tmp_path: Path) -> None:
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert facts["adapter_merged_equal"] is None
     assert facts["max_logit_diff"] is None
-    assert facts["token_ids_equal"] == [5, 5]
+    assert facts["token_ids_equal"] == [5, 5] and facts["template_difference"] is None
     assert {answer["base"] for answer in answers} == {None}
     # the system prompt of the training counts where a prompt has none of its own
     theirs = flow.answers()
@@ -261,8 +262,30 @@ def test_compare_without_an_adapter() -> None:
 
 
 def test_compare_ids() -> None:
-    assert infer.compare_ids([[1], [2]], [[1], [3]]) == {"token_ids_equal": [1, 2], "token_ids": [True, False]}
-    assert infer.compare_ids([[1]], [None]) == {"token_ids_equal": None, "token_ids": [None]}
+    """Letters are tokens here."""
+
+    def compared(asked: str, saved: str | None) -> dict[str, Any]:
+        ids = [ord(letter) for letter in saved] if saved is not None else None
+        asked_ids = [ord(letter) for letter in asked]
+        return compare_ids([{"prompt": "q"}] * 2, [[1], asked_ids], [[1], ids], lambda part: "".join(map(chr, part)))
+
+    alike = {"token_ids_equal": [2, 2], "token_ids": [True, True], "template_difference": None}
+    assert compared("<u>q", "<u>q") == alike
+    assert compared("<u>q", None) == {
+        "token_ids_equal": [1, 2],
+        "token_ids": [True, None],
+        "template_difference": None,
+    }
+    for asked, saved, training, other in (
+        ("<s>be Qwen</><u>q", "<u>q", "<s>be Qwen</>", ""),
+        ("<u>q", "<s>x</><u>q", "", "<s>x</>"),
+        ("<u>q<a>", "<u>q<a>\n", "", "\n"),
+        ("[u]q", "<u>q", "[u]", "<u>"),
+        ("aa", "a", "a", ""),
+    ):
+        found = compared(asked, saved)
+        assert found["token_ids"] == [True, False]
+        assert found["template_difference"] == {"prompt": "q", "training": training, "saved": other}
 
 
 @pytest.mark.real

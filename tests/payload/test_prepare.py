@@ -240,7 +240,15 @@ def test_real_prepare_of_what_needs_more_than_reading(
     prepare.main(make_job(tmp_path, tiny_model_dir, name, data, dict(entry), **args))
     result = result_of(tmp_path)
     assert first in "\n".join(result["dataset"]["first"])
-    assert result["dataset"]["train_rows"] == result["steps"]["rows"] > 0
+    counted = result["dataset"]
+    assert counted["train_rows"] == result["steps"]["rows"] > 0
+    assert (counted["rows"], counted["kept"], counted["dropped"]) == {".csv": (2, 1, 1), ".json": (2, 2, 0)}.get(
+        Path(name).suffix, (9, 9, 0)
+    )
+    assert counted.get("blocks") == (counted["train_rows"] if args.get("stage") == "pt" else None)
+    assert [(one["name"], one["rows"], one["train"], one["eval"]) for one in counted["sets"]] == [
+        ("a", counted["rows"], True, False)
+    ]
 
 
 @pytest.mark.real

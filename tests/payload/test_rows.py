@@ -277,7 +277,12 @@ def test_steps(rows: int, args: dict[str, Any], ranks: int, per_epoch: int, tota
     assert (found["per_epoch"], found["total"]) == (per_epoch, total)
 
 
-TUTORIAL = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "num_train_epochs": 20}
+TUTORIAL = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "num_train_epochs": 20,
+    "logging_steps": 1,
+}
 FEW = "9 steps are few to learn anything (under 30): raise train.num_train_epochs, or lower"
 
 
@@ -315,6 +320,26 @@ def test_the_arithmetic_in_words(rows: int, more: dict[str, Any], line: str, war
     assert lines == [line]
     assert len(warned) == len(warnings)
     assert all(one.startswith(start) for one, start in zip(warned, warnings, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [
+        ({}, False),
+        ({"logging_steps": 60}, False),
+        ({"logging_steps": 61}, True),
+        ({"logging_steps": None}, True),
+        ({"logging_steps": None, "max_steps": 500}, False),
+        ({"logging_steps": 0.1}, False),
+        ({"logging_steps": 100, "logging_first_step": True}, False),
+        ({"logging_steps": 100, "logging_strategy": "epoch"}, False),
+    ],
+)
+def test_a_training_that_logs_no_loss_is_said(more: dict[str, Any], warned: bool) -> None:
+    args = {key: value for key, value in (TUTORIAL | more).items() if value is not None}
+    _, warnings = step_lines(91, args, 2, 2)
+    words = f"train.logging_steps is {args.get('logging_steps', 500)} and the run has 60 steps: no loss is logged"
+    assert [one.startswith(words) for one in warnings] == [True] * warned
 
 
 def test_held_out_rows_are_those_that_datasets_holds_out() -> None:

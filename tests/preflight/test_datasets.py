@@ -191,7 +191,7 @@ def test_the_users_own_words_win(find: Find, row: dict[str, Any], keys: dict[str
             "r.json",
             dumped({"a": "q", "b": "r"}),
             {},
-            "no column looks like the question; the columns are a, b: name them by dataset.columns={prompt: …,",
+            "no column looks like the question; the columns are a, b: name them by 'dataset.columns={prompt: …,",
         ),
         (
             "r.json",

@@ -151,3 +151,8 @@ def test_a_folder_without_weights_is_not_estimated(tmp_path: Path) -> None:
 )
 def test_how_often_it_is_saved(model: Path, given: dict[str, object], words: str) -> None:
     assert any(line.endswith(words) for line in ask(model, **SFT | given).lines)
+
+
+def test_the_memory_of_a_merge_is_said_where_there_is_one(model: Path) -> None:
+    said = [str(estimate(model, {}, 1, 1, "cpu", merges)) for merges in (True, False)]
+    assert ["of memory for the merge" in text for text in said] == [True, False]

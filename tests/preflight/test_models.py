@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.preflight.models import check_model, find_model, where_looked
+from pkuslurm.paths import command
+from pkuslurm.preflight.models import check_model, find_model, no_model
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n"
 INDEX = '{"weight_map": {"a": "model-1.safetensors"}}'
@@ -194,6 +195,18 @@ def test_the_other_hubs_owner_is_the_same_model(tmp_path: Path, asked: str, kept
 
 def test_without_home_nothing_is_found_and_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
-    assert find_model(NAME, {}) is None and where_looked(NAME, {}) == []
+    assert find_model(NAME, {}) is None and "looked in" not in no_model(NAME, {})
     assert find_model("~nobody-of-that-name/model", {}) is None
     assert find_model("x" * 5000, {}) is None
+
+
+def test_of_a_name_that_is_nowhere_the_nearest_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole(tmp_path / "models" / "小千问")
+    said = no_model("models/小千", {})
+    assert f"no such folder ({tmp_path}/models/小千)" in said and "; did you mean models/小千问?" in said
+    assert no_model("./models/小千", {}).split(";")[1] == " did you mean models/小千问?"
+    assert "modles is missing already; did you mean models?" in no_model("modles/a/小千", {})
+    for name in ("models/小千", "models/b", "通义/千问", "a/b/c", "./a"):
+        assert "fetch" not in no_model(name, {}), "no hub has it, or it is a folder's name"
+    assert no_model(NAME, {"HOME": "/h"}).endswith(f"get it with: {command('fetch', NAME)}")

@@ -128,6 +128,16 @@ def test_the_closing_table(tmp_path: Path) -> None:
     assert logs_too.startswith("logs  ") and logs_too.endswith(f" -m pkuslurm logs {run.run_id}")
 
 
+def test_the_end_names_what_the_answers_are_held_against(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    for payload in ({}, {"expected_by": "the column expect of q.csv"}):
+        edit(run.job("infer"), payload=payload)
+        out = io.StringIO()
+        closing(run, out)
+        by = payload.get("expected_by", "infer.expect")
+        assert f"passed   NO: not every answer is as {by} wants it (exit code 1)\n" in out.getvalue()
+
+
 def test_a_long_answer_is_cut(tmp_path: Path) -> None:
     out = io.StringIO()
     present.answers([{"prompt": "a", "base": "b" * 200, "tuned": "c" * 201, "passed": None}], out)

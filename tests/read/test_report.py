@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -12,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pkuslurm.read import report
+from pkuslurm.read.closing import closing
 from pkuslurm.read.report.chart import chart, decimated, smoothed, ticks
 from pkuslurm.read.report.facts import gather
 from pkuslurm.read.report.markup import plain, text
+from pkuslurm.read.report.words import PHASES
 from pkuslurm.rundir import write_json, write_text
+from tests.conftest import REPO
 from tests.read import fake_run
 from tests.read.fake_run import HOSTILE, complete, edit, finished, losses, make, state
 
@@ -187,6 +191,99 @@ def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
     found = ticks(low, high, 5)
     assert 2 <= len(found) <= 9 and found == sorted(found)
     assert found[0] <= low + 1e-9 and found[-1] >= high - 1e-9
+
+
+def test_another_chat_template_is_said_as_what_it_is(tmp_path: Path) -> None:
+    """In the report and at the end of the run; where all prompts are alike nobody is warned."""
+    run = finished(tmp_path)
+    alike, differ = "会以同样的方式提问", "提问的方式与训练时不同"
+
+    def told(**found: object) -> tuple[str, str]:
+        edit(run.result("infer"), **found)
+        out = io.StringIO()
+        closing(run, out)
+        warnings = [line for line in out.getvalue().splitlines() if line.startswith("warning ")]
+        return Page(report.build(run.path)).words, "".join(warnings)
+
+    words, warning = told()
+    assert alike in words and differ not in words and not warning
+    texts = {"prompt": "你是谁", "training": "<|im_start|>system\nYou are Qwen<|im_end|>\n", "saved": ""}
+    words, warning = told(token_ids_equal=[0, 4], template_difference=texts)
+    assert differ in words and alike not in words and "ask in the same way" not in words
+    assert "system\nYou are Qwen" in words and "train.default_system=''" in words and "model.template" in words
+    assert "0 of 4 prompts" in warning and "<|im_start|>system You are Qwen" in warning
+    assert "train.default_system=''" in warning and "serve.engine=llamafactory" in warning
+    words, warning = told(token_ids_equal=[3, 4], template_difference=texts | {"saved": "<s>"})
+    assert "default_system" not in words + warning and "chat_template adds '<s>'" in warning
+    words, warning = told(token_ids_equal=[0, 1], template_difference=None)
+    assert differ in words and "the prompt is not" in warning
+
+
+def test_a_training_that_logged_no_loss_says_why(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    (run.adapter / "trainer_log.jsonl").unlink()
+    edit(run.result("train"), train_loss=0.69314)
+    words = Page(report.build(run.path)).words
+    assert "没有写出" not in words and "wrote none yet" not in words
+    assert "train.logging_steps 是 500，而训练只有 60 步" in words and "train.logging_steps is 500" in words
+    assert "0.6931" in words and "平均损失 mean loss" in words
+    row = {"current_steps": 5, "loss": 6.07}
+    write_text(run.adapter / "trainer_log.jsonl", f"{json.dumps(row)}\n")
+    words = Page(report.build(run.path)).words
+    assert "6.07 →" not in words and "logged only once (step 5)" in words
+
+
+def test_packed_rows_and_their_blocks(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    data = fake_run.RESULTS["prepare"]["dataset"]
+    packed = {"rows": 20, "kept": 20, "dropped": 0, "train_rows": 4, "eval_rows": 1, "blocks": 4, "block": 64}
+    edit(run.result("prepare"), dataset=data | packed)
+    words = Page(report.build(run.path)).words
+    assert "读入 read 20，保留 kept 20，丢弃 dropped 0" in words and "4，验证 held out 1" in words
+    assert "每步 per step 8 块 blocks" in words and "不超过 64 个 token 的块" in words
+
+
+def test_several_datasets_are_all_named(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    sets = [
+        {"name": "a", "file": "/data/sft_a.json", "rows": 20, "train": True, "eval": False},
+        {"name": "b", "file": "/data/sft_b.json", "rows": 12, "train": True, "eval": False},
+        {"name": "ev", "file": "/data/ev.json", "rows": 5, "train": False, "eval": True},
+    ]
+    data = fake_run.RESULTS["prepare"]["dataset"]
+    edit(run.result("prepare"), dataset=data | {"rows": 32, "sets": sets})
+    words = Page(report.build(run.path)).words
+    assert "用 sft_a.json（20 行）、sft_b.json（12 行），以 ev.json（5 行）验证，对 tiny" in words
+    assert "on sft_a.json (20 rows), sft_b.json (12 rows), evaluated on ev.json (5 rows): 2 nodes" in words
+    assert "/data/sft_b.json · 12 行 rows" in words and "/data/ev.json · 5 行 rows · 验证 evaluation" in words
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "chinese", "english"),
+    [
+        ("sft", "lora", "做 LoRA 微调：", "LoRA fine-tuning of"),
+        ("dpo", "lora", "做 LoRA DPO 偏好训练：", "LoRA DPO preference training of"),
+        ("pt", "full", "做全量继续预训练：", "Full continued pre-training of"),
+        ("rm", "full", "做全量奖励模型训练：", "Full reward-model training of"),
+        ("kto", "freeze", "做冻结部分层的 KTO 偏好训练：", "Freeze KTO preference training of"),
+        ("sft", "freeze", "做冻结部分层的微调：", "Freeze fine-tuning of"),
+        ("<b>", "<i>", "做 <i> <b> 训练：", "<i> <b> training of"),
+    ],
+)
+def test_the_stage_is_said(tmp_path: Path, stage: str, method: str, chinese: str, english: str) -> None:
+    run = finished(tmp_path)
+    payload = json.loads(run.job("prepare").read_text(encoding="utf-8"))["payload"]
+    edit(run.job("prepare"), payload=payload | {"train_args": {"stage": stage, "finetuning_type": method}})
+    words = Page(report.build(run.path)).words
+    assert chinese in words and english in words
+
+
+def test_every_phase_has_a_chinese_name() -> None:
+    """Of those that the payloads write to their results."""
+    written = set()
+    for file in (REPO / "pkuslurm" / "payload").glob("*.py"):
+        written |= set(re.findall(r'seconds\["(\w+)"\]', file.read_text(encoding="utf-8")))
+    assert {"stream", "tokenize"} <= written <= PHASES.keys()
 
 
 def test_many_answers_show_what_failed_first(tmp_path: Path) -> None:

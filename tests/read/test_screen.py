@@ -43,7 +43,25 @@ def test_a_model_in_the_making_is_said_until_it_is_there(
             {"dataset": {"kept": 1, "rows": 1, "tokens": 1}, "steps": {"total": 1, "effective_batch": 8}},
             "; 1 of 1 row, 1 token; 1 step of 8 rows",
         ),
+        (
+            "prepare",
+            {
+                "dataset": {"kept": 20, "rows": 20, "blocks": 4, "block": 64, "tokens": 256},
+                "steps": {"total": 1, "effective_batch": 8},
+            },
+            "; 20 of 20 rows packed into 4 blocks of up to 64 tokens, 256 tokens; 1 step of 8 blocks",
+        ),
     ],
 )
 def test_one_is_no_plural(kind: str, result: dict[str, object], words: str) -> None:
     assert _fact(kind, result) == words
+
+
+def test_what_launch_has_warned_of_is_not_said_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(tmp_path)
+    edit(run.result("prepare"), dataset={"kept": 1, "rows": 1, "tokens": 1}, warnings=["1 step is few", "1 row is cut"])
+    for told in ((), ("warning: 1 step is few",)):
+        Screen(run, KINDS, told).ended("prepare", "COMPLETED", None)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("; 1 step is few; 1 row is cut")
+    assert second.endswith("1 token; 1 row is cut")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.paths import command
 from pkuslurm.read import find, logs, present, present_sweep, script_log, status, sweep
 from pkuslurm.read.text import width
 from pkuslurm.rundir import RunDir, read_json, write_json, write_text
@@ -345,7 +346,7 @@ def test_a_thousand_points_are_one_screen(tmp_path: Path, monkeypatch: pytest.Mo
     )
     assert any(line.startswith("20 lr=20e-5: FAILED train: ValueError: cause 20 xxx") for line in lines)
     assert "x" * 200 in text, "cut without a terminal"
-    assert f"and 14 more: pkuslurm status {SWEEP_ID} --json" in lines
+    assert f"and 14 more: {command('status', SWEEP_ID, '--json')}" in lines
     assert any(line.endswith(f"-m pkuslurm logs {SWEEP_ID}/3") for line in lines)
 
     class Terminal(io.StringIO):
@@ -372,6 +373,21 @@ def test_few_points_have_a_line_each(tmp_path: Path) -> None:
     assert rows["2"][:8] == ["2", "lr=2e-5", "RUNNING", "train", "1.5000", "step", "12/60,", "loss"]
     assert rows["3"][:5] == ["3", "lr=3e-5", "PENDING", "train", "-"]
     assert len(text.splitlines()) <= 23
+    assert "eval_loss" not in text
+
+
+def test_a_few_points_show_what_they_are_ranked_by(tmp_path: Path) -> None:
+    home = make(tmp_path, 3, launcher=fake_run.alive(), metric="eval_loss")
+    prepared(home)
+    for number, evaluated in ((0, 0.7), (1, 0.3)):
+        run = home.point(number)
+        complete(run, loss=0.25)
+        rows = [{"current_steps": 9, "loss": 0.25}, {"current_steps": 9, "eval_loss": evaluated}]
+        write_text(run.adapter / "trainer_log.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    lines = screen(sweep.read(home.path)).splitlines()
+    head, *rows_of = [line.split() for line in lines[lines.index("") + 1 :]][:4]
+    assert head == ["point", "state", "job", "loss", "eval_loss"]
+    assert [row[4:6] for row in rows_of] == [["0.2500", "0.7000"], ["0.2500", "0.3000"], ["-", "-"]]
 
 
 def test_what_to_do_next(tmp_path: Path) -> None:
@@ -413,14 +429,14 @@ def test_logs_of_a_point_are_in_three_places(tmp_path: Path, slurm: Slurm) -> No
 
 def test_logs_of_a_sweep(tmp_path: Path) -> None:
     home = make(tmp_path, 20, launcher=fake_run.alive())
-    with pytest.raises(PkuslurmError, match=f"none of its own yet; of one point: pkuslurm logs {SWEEP_ID}/0"):
+    with pytest.raises(PkuslurmError, match=f"none of its own yet; of one point: .*-m pkuslurm logs {SWEEP_ID}/0"):
         logs.show_sweep_logs(home.path, io.StringIO())
     prepared(home)
     write_text(home.shared(0).log("prepare", "local-1", 0), "rows\n")
     out = io.StringIO()
     logs.show_sweep_logs(home.path, out)
     assert out.getvalue() == (
-        f"no point has failed; of one: pkuslurm logs {SWEEP_ID}/0\n\n"
+        f"no point has failed; of one: {command('logs', f'{SWEEP_ID}/0')}\n\n"
         "==> shared/0/logs/prepare-local-1_0.log <==\nrows\n"
     )
     failing(home, range(3, 15), "no")
@@ -431,7 +447,7 @@ def test_logs_of_a_sweep(tmp_path: Path) -> None:
     out = io.StringIO()
     logs.show_sweep_logs(home.path, out)
     assert out.getvalue().startswith(
-        f"12 of 20 points did not complete: 3, 4, 5, 6, 7, 8, 9, 10, …; of one: pkuslurm logs {SWEEP_ID}/3\n\n"
+        f"12 of 20 points did not complete: 3, 4, 5, 6, 7, 8, 9, 10, …; of one: {command('logs', f'{SWEEP_ID}/3')}\n\n"
     )
     heads = [line[4:-4] for line in out.getvalue().splitlines() if line.startswith("==>")]
     assert heads == [

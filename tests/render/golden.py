@@ -15,6 +15,7 @@ from pkuslurm.compose import composition
 from pkuslurm.launch import main
 from pkuslurm.paths import CONF
 from pkuslurm.render import render
+from pkuslurm.worker import devices
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PLACE = {"conf": ""}  # of the presets' data, for the length of a test
@@ -35,6 +36,7 @@ def installed_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
 
     monkeypatch.setattr(composition, "_register_resolver", registered)
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    monkeypatch.setattr(devices, "count_files", lambda _: 0)
     monkeypatch.setattr(render, "BOOT", Path("/opt/pkuslurm/boot.py"))
     monkeypatch.setattr(render, "PAYLOAD", Path("/opt/pkuslurm/payload/__main__.py"))
     monkeypatch.setenv("HOME", "/home/student")

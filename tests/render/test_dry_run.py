@@ -107,3 +107,20 @@ def test_a_warning_leaves_time_for_the_job_itself(
     given: list[str], signal: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert f"#SBATCH --signal={signal}\n" in dry_run(["cluster=ascend", "model=tiny", *given], capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "by"),
+    [
+        ([], "the column expect of {}"),
+        (["infer.expect=北大"], "infer.expect or the column expect of {}"),
+    ],
+)
+def test_a_column_of_expectations_is_named(
+    more: list[str], by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the end of a run says where an answer is not as expected."""
+    file = tmp_path / "asked.csv"
+    file.write_text("prompt,expect\n你是谁,PKU\n", encoding="utf-8")
+    text = dry_run(["model=tiny", *([] if more else ["infer.expect=null"]), f"infer.prompts={file}", *more], capsys)
+    assert f'"expected_by": "{by.format(file)}"' in text

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from pkuslurm.errors import PkuslurmError
+from pkuslurm.read import status
 from pkuslurm.rundir import RunDir, read_json, write_json
 from pkuslurm.submit import local, owner
+from pkuslurm.submit.attempt_numbers import renumbering
 from pkuslurm.worker import processes
 from tests import conftest
 from tests.conftest import REPO, environment
@@ -132,7 +134,24 @@ def test_ctrl_c_cancels_and_leaves_nothing(weird: Path, number: signal.Signals) 
     process.send_signal(number)
     assert end(process)[0] == 130
     assert states(run, "infer", "report") == ["CANCELLED", "CANCELLED"]
+    how = {signal.SIGINT: "by Ctrl-C", signal.SIGTERM: "by SIGTERM (`pkuslurm cancel`, or the system)"}[number]
+    words = f"the run was cancelled {how} on {socket.gethostname()}"
+    reasons = [(read_json(run.state(kind)) or {})["reason"] for kind in ("infer", "report")]
+    assert reasons == [words, f"{words} before this job started"]
     assert left_running(run) == []
+
+
+def test_what_waits_in_a_retry_is_not_what_it_was_before(weird: Path) -> None:
+    run = make_run(weird, infer=SLEEP, report=OK)
+    for last in (False, True):
+        process = drive(run, "infer", "report")
+        until(lambda: any("sleep" in line for line in left_running(run)))
+        now = {job.kind: (job.state, job.attempt, job.reason) for job in status.read(run.path).jobs}
+        process.send_signal(signal.SIGINT)
+        assert end(process)[0] == 130
+        if not last:
+            renumbering(run, ["infer", "report"])()
+    assert now == {"infer": ("RUNNING", 2, None), "report": ("PENDING", 2, None)}
 
 
 def test_a_closed_terminal_ends_nothing(weird: Path) -> None:

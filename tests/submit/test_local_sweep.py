@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -215,7 +216,7 @@ def test_a_failed_share_costs_its_own_points_only(weird: Path) -> None:
     code, text = end(drive(sweep, 0, 1, 2))
     assert code == 1
     assert trace(sweep) == ["0 prepare", "1 prepare", "1 infer"]
-    assert "[shared] prepare 0  FAILED prepare: " in text
+    assert "[shared] prepare 0  FAILED: " in text
     assert "[1/3] lr=1e-0  SKIPPED: prepare did not complete: " in text
     assert state(sweep.point(0))[0] == state(sweep.point(2))[0] == "SKIPPED"
     set_acts(sweep)
@@ -236,7 +237,8 @@ def test_ctrl_c_leaves_the_finished_finished_and_it_goes_on(weird: Path) -> None
     process.send_signal(signal.SIGINT)
     code, text = end(process)
     assert code == 130 and left_running(sweep) == []
-    assert "[2/3] lr=1e-1  CANCELLED infer: the run was cancelled\ncancelled; 1 of 3 points are complete" in text
+    how = f"the run was cancelled by Ctrl-C on {socket.gethostname()}"
+    assert f"[2/3] lr=1e-1  CANCELLED infer: {how}\ncancelled; 1 of 3 points are complete" in text
     assert [state(sweep.point(point))[0] for point in range(3)] == ["COMPLETED", "CANCELLED", "?"]
     assert sweep_json(sweep)["cancelled"] and sweep_json(sweep)["launcher"] is None
     set_acts(sweep)

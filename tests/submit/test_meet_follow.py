@@ -69,7 +69,9 @@ def test_a_run_that_begins_and_ends_between_two_looks(
     assert meet.follow(guest, Cancel()) == code and "first: refused" in capfd.readouterr().err
 
 
-def test_while_the_run_is_not_seen_here_ctrl_c_is_heard(guest: Guest, tmp_path: Path) -> None:
+def test_while_the_run_is_not_seen_here_ctrl_c_is_heard(
+    guest: Guest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     says(guest, state="running", run=str(tmp_path / "not-yet"))
 
     def first() -> None:
@@ -81,6 +83,7 @@ def test_while_the_run_is_not_seen_here_ctrl_c_is_heard(guest: Guest, tmp_path: 
     thread.start()
     assert meet.follow(guest, Cancel(signal.SIGINT)) == 130
     thread.join()
+    assert capfd.readouterr().err.count("cancelled by Ctrl-C: the run ends on all nodes") == 1
 
 
 def test_a_silent_node_0_keeps_its_name_in_the_run(guest: Guest, tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_a_silent_node_0_keeps_its_name_in_the_run(guest: Guest, tmp_path: Path)
     run = a_run(tmp_path)
     says(guest, state="running", run=str(run.path))
     code, words = meet._abandoned(guest, run)
-    assert code == 1 and words is not None and f"pkuslurm retry {run.path}" in words
+    assert code == 1 and words is not None and f"-m pkuslurm retry {run.path}" in words
     assert [(read_json(run.state(kind)) or {})["state"] for kind in ("train", "merge")] == ["FAILED", "SKIPPED"]
     assert (read_json(run.run_json) or {})["launcher"]["nonce"] == "x"
 

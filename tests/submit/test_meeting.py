@@ -20,7 +20,7 @@ from pkuslurm.submit.gathering import Gathering
 from pkuslurm.submit.meeting import Guest, Host, Wish
 from pkuslurm.worker import beats
 
-WISH = Wish(2, None, ("nodes=2",), "10.0.0.1", "1")
+WISH = Wish(2, None, ("nodes=2",), "10.0.0.1", "1", "from_yaml=/a.yaml")
 Ended = Host | Guest | BaseException
 
 
@@ -177,6 +177,10 @@ def test_without_node_0_the_others_say_so(folder: Path) -> None:
         (replace(WISH, nodes=3), "nodes=3: {host}, which waits in {folder}, was started with nodes=2"),
         (replace(WISH, settings=("nodes=2", "train.x=1")), "train.x=1 here, but nothing of it on {host}"),
         (replace(WISH, settings=()), "nothing of it here, but nodes=2 on {host}"),
+        (
+            replace(WISH, settings=("nodes=2", "train.x=1"), source="from_yaml=/b.yaml"),
+            "from_yaml=/b.yaml: train.x=1 here, but nothing of it on {host} (from_yaml=/a.yaml), which waits",
+        ),
         (replace(WISH, version="2"), "pkuslurm 2 here, 1 on {host}"),
     ],
 )

@@ -8,12 +8,26 @@ from pathlib import PurePath
 
 from pkuslurm.read import rules
 from pkuslurm.read.job import JobStatus
-from pkuslurm.read.report.facts import Facts, number, objekt, share, word
+from pkuslurm.read.report.facts import Facts, Json, number, objekt, share, word
 from pkuslurm.read.report.markup import both, text
 from pkuslurm.read.report.words import KINDS, STATES, tone
 from pkuslurm.read.text import between, duration
 
-METHODS = {"lora": "LoRA", "oft": "OFT", "full": "全量 full", "freeze": "冻结 freeze"}
+# in Chinese, where a word of another script stands between spaces, and in English
+METHODS = {
+    "lora": (" LoRA ", "LoRA"),
+    "oft": (" OFT ", "OFT"),
+    "full": ("全量", "Full"),
+    "freeze": ("冻结部分层的", "Freeze"),
+}
+STAGES = {
+    "sft": ("微调", "fine-tuning"),
+    "pt": ("继续预训练", "continued pre-training"),
+    "rm": ("奖励模型训练", "reward-model training"),
+    "ppo": (" PPO 强化学习", "PPO training"),
+    "dpo": (" DPO 偏好训练", "DPO preference training"),
+    "kto": (" KTO 偏好训练", "KTO preference training"),
+}
 
 
 def headline(facts: Facts) -> str:
@@ -44,7 +58,7 @@ def counts(facts: Facts) -> tuple[int, int] | None:
 
 def sentence(facts: Facts) -> tuple[str, str]:
     """What was done (or is meant to be done), in Chinese and in English; HTML."""
-    model, data = model_name(facts), data_name(facts)
+    model = model_name(facts)
     made = word(facts.payload("prepare"), "make") is not None
     train = facts.now.job("train")
     if train is None:
@@ -53,17 +67,12 @@ def sentence(facts: Facts) -> tuple[str, str]:
             f"Asked <b>{model}</b> and, where one is given, its base.",
         )
     per_node = int(number(facts.jobs.get("train", {}), "nproc_per_node") or 1)
-    arguments = objekt(facts.payload("prepare"), "train_args")
-    method = word(arguments, "finetuning_type") or "lora"
-    shown = METHODS.get(method, text(method))
-    named = shown.split(" ")[-1] if method in METHODS else shown
-    rows = number(facts.result("prepare"), "dataset", "rows")
+    what, what_english = _task(objekt(facts.payload("prepare"), "train_args"))
     steps = number(facts.result("train"), "global_step")
-    chinese = f"用 <b>{data}</b>" + (f"（{rows:.0f} 行）" if rows else "")
-    chinese += f"对 <b>{model}</b>{'（此处自制）' if made else ''}做 {shown} 微调："
+    data, data_english = _data(facts)
+    chinese = f"{data}对 <b>{model}</b>{'（此处自制）' if made else ''}做{what}："
     chinese += f"{train.num_nodes} 个节点，每节点 {per_node} 个进程"
-    english = f"{named} fine-tuning of <b>{model}</b>{' (made here)' if made else ''} on <b>{data}</b>"
-    english += f" ({rows:.0f} rows)" if rows else ""
+    english = f"{what_english} of <b>{model}</b>{' (made here)' if made else ''}{data_english}"
     english += f": {plural(train.num_nodes, 'node')} × {plural(per_node, 'process', 'processes')}"
     if steps:
         chinese += f"，共 {steps:.0f} 步"
@@ -75,6 +84,41 @@ def sentence(facts: Facts) -> tuple[str, str]:
         chinese += f"，回答了 {len(facts.answers)} 个问题"
         english += f", asked {plural(len(facts.answers), 'question')}"
     return chinese + "。", english + "."
+
+
+def _task(arguments: Json) -> tuple[str, str]:
+    """What kind of training: its stage and what of the model is trained."""
+    stage, method = word(arguments, "stage") or "sft", word(arguments, "finetuning_type") or "lora"
+    how, how_english = METHODS.get(method, (f" {text(method)} ", text(method)))
+    what, what_english = STAGES.get(stage, (f" {text(stage)} 训练", f"{text(stage)} training"))
+    if how.endswith(" ") and not what.startswith(" "):
+        return f"{how}{what}", f"{how_english} {what_english}"
+    return f"{how.rstrip()}{what}", f"{how_english} {what_english}"
+
+
+def _data(facts: Facts) -> tuple[str, str]:
+    """Which data with how many rows, of several sets each, and what is held out."""
+    sets = objekt(facts.result("prepare"), "dataset").get("sets")
+    known = [one for one in sets if isinstance(one, dict)] if isinstance(sets, list) else []
+    if len(known) < 2:
+        rows = number(facts.result("prepare"), "dataset", "rows")
+        name = f"<b>{data_name(facts)}</b>"
+        return f"用 {name}" + (f"（{rows:.0f} 行）" if rows else ""), f" on {name}" + (
+            f" ({plural(int(rows), 'row')})" if rows else ""
+        )
+    chinese, english = "", ""
+    for use, before, after in (("train", "用 ", " on "), ("eval", "以 ", ", evaluated on ")):
+        found = [one for one in known if one.get(use) is True]
+        if found:
+            chinese += before + "、".join(_named(one, "（{:.0f} 行）") for one in found)
+            chinese += "验证，" if use == "eval" else "，" if len(known) > len(found) else ""
+            english += after + ", ".join(_named(one, " ({:.0f} rows)") for one in found)
+    return chinese, english
+
+
+def _named(one: Json, rows: str) -> str:
+    path, count = word(one, "file") or "?", number(one, "rows")
+    return f"<b>{text(PurePath(path).name or path)}</b>" + ("" if count is None else rows.format(count))
 
 
 def model_name(facts: Facts) -> str:
@@ -135,7 +179,10 @@ def _tiles(facts: Facts) -> str:
         tiles.append(("符合期望", "as expected", f"{found[0]}<small>/{found[1]}</small>"))
     if facts.losses:
         first, last = facts.losses[0][1], facts.losses[-1][1]
-        tiles.append(("损失", "loss", f"<small>{first:.3g} →</small> {last:.3g}"))
+        start = f"<small>{first:.3g} →</small> " if len(facts.losses) > 1 else ""
+        tiles.append(("损失", "loss", f"{start}{last:.3g}"))
+    elif (mean := number(facts.result("train"), "train_loss")) is not None:
+        tiles.append(("平均损失", "mean loss", f"{mean:.3g}"))
     steps = number(facts.result("train"), "global_step")
     progress = (job.progress if (job := facts.now.job("train")) else None) or {}
     if steps is not None:

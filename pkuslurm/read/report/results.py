@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkuslurm.read import asking
 from pkuslurm.read.report.chart import chart
 from pkuslurm.read.report.facts import Facts, Json, number, objekt, share, word
 from pkuslurm.read.report.headline import plural
@@ -9,6 +10,9 @@ from pkuslurm.read.report.markup import both, missing, note, section, table, tex
 from pkuslurm.read.text import size
 
 MOST_ANSWERS = 200
+# the trainer's own, where the YAML has none
+LOGGING_STEPS = 500
+MOST_FILES = 20
 MARKS = {
     True: '<span class="mark good" title="符合期望 as expected">✓</span>',
     False: '<span class="mark bad" title="不符合期望 not as expected">✗</span>',
@@ -71,8 +75,13 @@ def loss(facts: Facts) -> str:
             "alert",
         )
     if not facts.losses and not facts.evals:
-        body = missing("没有损失数据：训练还没有写出 trainer_log.jsonl。", "No losses: training wrote none yet.")
-        return section("loss", "损失曲线", "Loss", odd + body)
+        return section("loss", "损失曲线", "Loss", odd + missing(*_no_losses(facts)))
+    if len(facts.losses) == 1:
+        odd += note(
+            f"训练损失只记录了一次（第 {facts.losses[0][0]} 步），看不出变化；train.logging_steps=1 每步记录。",
+            f"The training loss was logged only once (step {facts.losses[0][0]}), which shows no change; "
+            "train.logging_steps=1 logs each step.",
+        )
     stage = word(facts.payload("prepare"), "train_args", "stage") or "sft"
     unit = "损失 loss (nats/token)" if stage in ("sft", "pt") else "损失 loss"
     keys = [("loss", "训练", "training")] if facts.losses else []
@@ -82,6 +91,23 @@ def loss(facts: Facts) -> str:
     # the same curve in other proportions: scaled down to a phone the first one's letters could not be read
     drawn += chart(facts.losses, facts.evals, unit, 380, 260, "narrow")
     return section("loss", "损失曲线", "Loss", f'<p class="legend">{legend}</p>{odd}<div class="panel">{drawn}</div>')
+
+
+def _no_losses(facts: Facts) -> tuple[str, str]:
+    """Why there is no curve; of a training that has ended, with what is known of its loss."""
+    if not facts.completed("train"):
+        return "没有损失数据：训练还没有写出 trainer_log.jsonl。", "No losses: training wrote none yet."
+    chinese, english = "没有损失曲线：训练没有记录过损失", "No curve: the training logged no loss"
+    steps = number(facts.result("train"), "global_step")
+    every = number(facts.payload("prepare"), "train_args", "logging_steps") or LOGGING_STEPS
+    if steps is not None and every > steps:
+        chinese += f"（train.logging_steps 是 {every:g}，而训练只有 {steps:.0f} 步；写 train.logging_steps=1 每步记录）"
+        english += f" (train.logging_steps is {every:g}, and there were {plural(int(steps), 'step')}; with "
+        english += "train.logging_steps=1 each is logged)"
+    if (mean := number(facts.result("train"), "train_loss")) is not None:
+        chinese += f"。各步的平均损失为 <b>{mean:.4f}</b>"
+        english += f". The mean loss of all steps is <b>{mean:.4f}</b>"
+    return chinese + "。", english + "."
 
 
 def checks(facts: Facts) -> str:
@@ -95,12 +121,13 @@ def checks(facts: Facts) -> str:
     return section("checks", "检查", "Checks", f'<ul class="checks">{"".join(rows)}</ul>')
 
 
-def _check(good: bool | None, title: str, chinese: str, english: str) -> str:
+def _check(good: bool | None, title: str, chinese: str, english: str, more: str = "") -> str:
+    """``more``: what stands below the sentences, as HTML."""
     mark = {True: "good", False: "bad", None: "idle"}[good]
     sign = {True: "✓", False: "✗", None: "i"}[good]
     return (
         f'<li><span class="mark {mark}">{sign}</span><div><h3>{title}</h3>'
-        f'<p>{chinese}<br><span class="en" lang="en">{english}</span></p></div></li>\n'
+        f'<p>{chinese}<br><span class="en" lang="en">{english}</span></p>{more}</div></li>\n'
     )
 
 
@@ -144,22 +171,48 @@ def _infer(facts: Facts) -> list[str]:
                 f"同样的问题，{same[1]} 个中有 {same[0]} 个回答逐字相同{logits}。"
                 "仅供参考：bf16 合并会舍入，正确的合并也可能略有不同。",
                 f"Asked the same, {same[0]} of {same[1]} answers are equal to the letter{logits_english}. "
-                "For information: a correct bf16 merge is rounded and may answer a little differently."
-                + _differences(infer),
+                "For information: a correct bf16 merge is rounded and may answer a little differently.",
+                _differences(infer),
             )
         )
-    if (same := share(infer, "token_ids_equal")) is not None:
-        rows.append(
-            _check(
-                same[0] == same[1],
-                both("对话模板", "Chat template") + f' <span class="fact">{same[0]}/{same[1]}</span>',
-                f"LLaMA-Factory 的模板与合并模型自带的 chat_template 对 {same[1]} 个问题给出的 token，"
-                f"{same[0]} 个相同：别的程序（vLLM、transformers）会以同样的方式提问。",
-                f"For {same[0]} of {plural(same[1], 'prompt')} LLaMA-Factory's template and the merged model's own "
-                "chat_template give the same token ids: other programs (vLLM, transformers) ask in the same way.",
-            )
-        )
+    if (found := asking.read(infer)) is not None:
+        rows.append(_template(found))
     return rows
+
+
+def _template(found: asking.Asking) -> str:
+    """Whether other programs ask as the training did; where not, what is different and what to do."""
+    title = both("对话模板", "Chat template") + f' <span class="fact">{found.same}/{found.total}</span>'
+    chinese = (
+        f"LLaMA-Factory 的模板与合并模型自带的 chat_template 对 {found.total} 个问题给出的 token，{found.same} 个相同"
+    )
+    english = (
+        f"For {found.same} of {plural(found.total, 'prompt')} LLaMA-Factory's template and the merged model's own "
+        "chat_template give the same token ids"
+    )
+    if found.same == found.total:
+        chinese += "：别的程序（vLLM、transformers）会以同样的方式提问。"
+        english += ": other programs (vLLM, transformers) ask in the same way."
+        return _check(True, title, chinese, english)
+    chinese += "：别的程序（vLLM、transformers）提问的方式与训练时不同，回答可能变差。"
+    english += ": other programs (vLLM, transformers) ask otherwise than the training did, and answers may be worse."
+    chinese += "请用与模型相配的 <code>model.template</code> 训练（auto 会自动选择）"
+    chinese += "；若只差一段系统提示，也可写 <code>train.default_system=''</code>" if found.only_training else ""
+    chinese += "。<code>serve.engine=llamafactory</code> 的提问方式与训练时相同。"
+    english += f" What to do: {text(found.remedy)}."
+    return _check(False, title, chinese, english, _texts(found))
+
+
+def _texts(found: asking.Asking) -> str:
+    """What each of the two templates alone writes."""
+    if found.training is None or found.saved is None:
+        return ""
+    sides = (
+        (both("仅训练模板有", "only training's"), found.training),
+        (both("仅 chat_template 有", "only chat_template's"), found.saved),
+    )
+    shown = ((name, f'<code class="said">{text(words)}</code>' if words else "–") for name, words in sides)
+    return f'<dl class="pairs">{"".join(f"<div><dt>{name}</dt><dd>{words}</dd></div>" for name, words in shown)}</dl>'
 
 
 def _differences(infer: Json) -> str:
@@ -181,20 +234,31 @@ def data(facts: Facts) -> str:
         body = missing("没有数据统计：准备任务没有完成。", "No counts: the prepare job has not completed.")
         return section("data", "数据", "Data", body)
     found, steps = objekt(result, "dataset"), objekt(result, "steps")
-    rows = [(both("文件", "File"), text(found.get("file", "?")))]
+    rows = [(both("文件", "File"), _files(found))]
     rows += [(both("格式", "Format"), text(found["formatting"]))] if found.get("formatting") else []
+    blocks, unit = number(found, "blocks"), "行 rows"
+    # of packed rows these, too, are blocks
+    found = found if blocks is not None else {**found, "held": found.get("eval_rows")}
     counts = [
         f"{name} {count:.0f}"
         for key, name in _COUNTS
         if (count := number(found, key)) is not None and (count or key in ("rows", "kept", "dropped"))
     ]
     rows.append((both("行", "Rows"), "，".join(counts) + _reasons(found)))
+    if blocks is not None:
+        unit = "块 blocks"
+        held = number(found, "eval_rows")
+        told = f"{blocks:.0f}" + (f"，验证 held out {held:.0f}" if held else "")
+        length = number(found, "block")
+        words = "" if length is None else f"拼接成不超过 {length:.0f} 个 token 的块（cutoff_len）"
+        english = "" if length is None else f"rows packed, up to {length:.0f} tokens each"
+        rows.append((both("块", "Blocks"), f"{told}<br>{both(words, english)}"))
     tokens = number(found, "tokens")
     if tokens is not None:
-        rows.append((both("Token", "Tokens"), f"{tokens:,.0f}"))
+        rows.append((both("词元", "Tokens"), f"{tokens:,.0f}"))
     if found.get("cached") is True:
         rows.append((both("缓存", "Cache"), both("分词结果来自缓存", "tokenized before, taken from the cache")))
-    if arithmetic := _arithmetic(steps):
+    if arithmetic := _arithmetic(steps, unit):
         rows.append((both("步数", "Steps"), arithmetic))
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     warnings = result.get("warnings")
@@ -209,7 +273,7 @@ _COUNTS = (
     ("kept", "保留 kept"),
     ("dropped", "丢弃 dropped"),
     ("cut", "截断 cut"),
-    ("eval_rows", "验证 held out"),
+    ("held", "验证 held out"),
 )
 
 
@@ -221,7 +285,22 @@ def _reasons(found: Json) -> str:
     return f'<br><span class="en">{told}</span>'
 
 
-def _arithmetic(steps: Json) -> str:
+def _files(found: Json) -> str:
+    """Each set's file with its rows, those that are held out as such."""
+    sets = found.get("sets")
+    known = [one for one in sets if isinstance(one, dict)] if isinstance(sets, list) else []
+    if len(known) < 2:
+        return text(found.get("file", "?"))
+    lines = []
+    for one in known[:MOST_FILES]:
+        rows = number(one, "rows")
+        told = text(one.get("file", "?")) + ("" if rows is None else f" · {rows:.0f} 行 rows")
+        lines.append(told + (" · 验证 evaluation" if one.get("eval") is True else ""))
+    lines += [f"… +{len(known) - MOST_FILES}"] if len(known) > MOST_FILES else []
+    return "<br>".join(lines)
+
+
+def _arithmetic(steps: Json, unit: str) -> str:
     """How the number of steps comes about, as one would compute it by hand."""
     names = ("ranks", "per_device", "gradient_accumulation", "effective_batch", "per_epoch", "total")
     ranks, device, accumulation, batch, epoch, total = (number(steps, name) for name in names)
@@ -229,9 +308,9 @@ def _arithmetic(steps: Json) -> str:
         return ""
     first = ""
     if ranks and device and accumulation:
-        first = f"{ranks:.0f} 进程 ranks × {device:.0f} 行 rows × 累积 accumulation {accumulation:.0f} = "
+        first = f"{ranks:.0f} 进程 ranks × {device:.0f} {unit} × 累积 accumulation {accumulation:.0f} = "
     each = f"，每轮 per epoch {epoch:.0f} 步 steps" if epoch is not None else ""
-    return f"{first}每步 per step {batch:.0f} 行 rows{each}，共 in all <b>{total:.0f}</b>"
+    return f"{first}每步 per step {batch:.0f} {unit}{each}，共 in all <b>{total:.0f}</b>"
 
 
 def disk(facts: Facts) -> str:
