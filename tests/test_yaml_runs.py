@@ -261,4 +261,4 @@ def test_a_full_fine_tune_of_a_yaml_is_asked_where_it_lies(weird: Path) -> None:
     log = (read_json(one.adapter / "trainer_state.json") or {})["log_history"]
     assert len([entry for entry in log if "eval_loss" in entry]) >= 2
     settings = (read_json(one.run_json) or {})["settings"]
-    assert {"key": "train.seed", "value": 7, "default": 42, "origin": "我的.yaml"} in settings
+    assert {"key": "train.seed", "value": 7, "default": None, "origin": "我的.yaml"} in settings

@@ -188,9 +188,11 @@ def _referred(values: object) -> set[str] | None:
     keys: set[str] = set()
     for text in _texts(values):
         for reference in re.findall(r"\$\{([^${}]*)", text):
-            resolver, colon, _ = reference.partition(":")
+            resolver, colon, arguments = reference.partition(":")
             if colon and resolver.strip() in WITHOUT_KEYS:
                 continue
+            if colon and resolver.strip() == "oc.select":  # a key that need not be there, and what then holds
+                reference = arguments.partition(",")[0]
             if not re.fullmatch(r"\w[\w.-]*", reference.strip()):
                 return None
             keys.add(reference.strip())

@@ -20,7 +20,12 @@ ASCEND = ["cluster=ascend", "model=tiny", "nodes=2"]
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("WORK_DIR", raising=False)
-    monkeypatch.setenv("PATH", "/nosuch")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("sbatch", "squeue", "scontrol", "scancel"):  # there, and without an answer
+        (commands / name).write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands))
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -171,7 +171,7 @@ def test_three_models_are_asked_from_two_loads(tmp_path: Path, model: Path, monk
             return self
 
     class Asker:
-        ids, dtype = [[1]], "float32"
+        ids, dtype, tokenizer = [[1]], "float32", types.SimpleNamespace(decode=str)
 
         def __init__(self, payload: dict[str, Any], tuned: Path, base: Path | None) -> None:
             pass
