@@ -7,7 +7,7 @@ import pytest
 from pkuslurm.compose import compose, reload
 from pkuslurm.compose.words import GROUPS
 from pkuslurm.errors import PkuslurmError
-from pkuslurm.paths import command
+from pkuslurm.paths import python
 
 FORMS = "it must be one of Slurm's forms: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S"
 OWNED = "a run sets this itself; say it with"
@@ -86,11 +86,11 @@ REFUSED = {
     "model=custom": "model.path: no model is given; write model.path=/path/to/a/model, or choose model=tiny",
     "dataset=custom": "dataset.path: no data is given; write dataset.path=/path/to/data.json, or dataset=identity",
     "model.path=https://huggingface.co/Qwen/Qwen3-0.6B": "model.path=https://huggingface.co/Qwen/Qwen3-0.6B: "
-    f"a URL is no model folder; download it first: {command('fetch', 'Qwen/Qwen3-0.6B')}",
+    f"a URL is no model folder; download it first: PYTHON -m pkuslurm fetch Qwen/Qwen3-0.6B",
     "model.path=https://modelscope.cn/models/Qwen/Qwen3-8B/summary": "model.path=https://modelscope.cn/models/Qwen/"
-    f"Qwen3-8B/summary: a URL is no model folder; download it first: {command('fetch', 'Qwen/Qwen3-8B')}",
+    f"Qwen3-8B/summary: a URL is no model folder; download it first: PYTHON -m pkuslurm fetch Qwen/Qwen3-8B",
     "model.path=file:///m": "model.path=file:///m: a URL is no model folder; "
-    f"download it first: {command('fetch', 'OWNER/NAME')}",
+    f"download it first: PYTHON -m pkuslurm fetch OWNER/NAME",
     "dataset.path=https://a/b.json": "dataset.path=https://a/b.json: a URL is no data file; download it first",
     "dataset.name=a,": "dataset.name=a,: a name is empty; of several: 'a,b'",
 }
@@ -106,7 +106,7 @@ def test_it_is_refused_in_one_line(typed: str, message: str, kept: str) -> None:
     """On a new run and, single keys, on one that exists, which Hydra has no part in and is quicker."""
     with pytest.raises(PkuslurmError) as refusal:
         compose([typed]) if typed.partition("=")[0] in GROUPS else reload(kept, [typed])
-    assert str(refusal.value) == message
+    assert str(refusal.value) == message.replace("PYTHON", python())
     assert "\n" not in message and len(message) <= 300
 
 
