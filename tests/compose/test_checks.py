@@ -86,11 +86,11 @@ REFUSED = {
     "model=custom": "model.path: no model is given; write model.path=/path/to/a/model, or choose model=tiny",
     "dataset=custom": "dataset.path: no data is given; write dataset.path=/path/to/data.json, or dataset=identity",
     "model.path=https://huggingface.co/Qwen/Qwen3-0.6B": "model.path=https://huggingface.co/Qwen/Qwen3-0.6B: "
-    f"a URL is no model folder; download it first: PYTHON -m pkuslurm fetch Qwen/Qwen3-0.6B",
+    "a URL is no model folder; download it first: PYTHON -m pkuslurm fetch Qwen/Qwen3-0.6B",
     "model.path=https://modelscope.cn/models/Qwen/Qwen3-8B/summary": "model.path=https://modelscope.cn/models/Qwen/"
-    f"Qwen3-8B/summary: a URL is no model folder; download it first: PYTHON -m pkuslurm fetch Qwen/Qwen3-8B",
+    "Qwen3-8B/summary: a URL is no model folder; download it first: PYTHON -m pkuslurm fetch Qwen/Qwen3-8B",
     "model.path=file:///m": "model.path=file:///m: a URL is no model folder; "
-    f"download it first: PYTHON -m pkuslurm fetch OWNER/NAME",
+    "download it first: PYTHON -m pkuslurm fetch OWNER/NAME",
     "dataset.path=https://a/b.json": "dataset.path=https://a/b.json: a URL is no data file; download it first",
     "dataset.name=a,": "dataset.name=a,: a name is empty; of several: 'a,b'",
 }
