@@ -250,6 +250,7 @@ def _run_job(run: RunDir, document: dict[str, Any], kind: str, cancel: Cancel, w
 
     try:
         _follow(workers, cancel, tick)
+        nodes.look(cancel)  # a node whose user cancels says so before its worker ends, and that may end ours at once
     except owner.Replaced:
         cancel.number = cancel.number or signal.SIGTERM
         _follow(workers, cancel, lambda: None)

@@ -1,8 +1,7 @@
-"""The merge by streaming beside LLaMA-Factory's export, and beside copying the base: `make bench` writes it into
-docs/benchmarks.md, under its own heading.
+"""The merge by streaming beside LLaMA-Factory's export, and beside copying the base.
 
 A small model and one of a gigabyte, both made here of random numbers; each way in a process of its own with its
-bytecode written, in turns, on one thread a side and two; medians. The tensors of both results are compared.
+bytecode written, in turns; medians. The tensors of both results are compared.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -19,19 +17,19 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-REPO = Path(__file__).parents[2]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.bench.common import REPO, section, table, written
+
 ENTRY = REPO / "pkuslurm" / "payload" / "__main__.py"
 TIMES = 3
 RANK = 8
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-WAYS = ("llamafactory-cli export", "streaming", "cp and sync")
+WAYS = (EXPORT, STREAM, COPY) = ("llamafactory-cli export", "streaming", "cp and sync")
 
 
 @dataclass(frozen=True)
@@ -180,21 +178,51 @@ def timed(command: Sequence[str], log: Path) -> Cost:
     return Cost(seconds, used.ru_maxrss / 1024)
 
 
-def measured(folder: Path, times: int = TIMES) -> tuple[dict[str, list[Cost]], int, int]:
-    """Each way's costs; how many tensors of streaming's are to the bit those of the export, and of how many."""
-    found: dict[str, list[Cost]] = {way: [] for way in WAYS}
+@dataclass(frozen=True)
+class Measured:
+    """``costs`` of each way; ``cold``: the same where no file of the base was in memory; ``same``: how many of
+    ``tensors`` are to the bit those of the export."""
+
+    size: int
+    costs: dict[str, list[Cost]]
+    cold: dict[str, list[Cost]]
+    same: int
+    tensors: int
+
+
+def measured(folder: Path, times: int = TIMES) -> Measured:
     outs = {way: folder / way.split()[0] for way in WAYS}
-    for turn in range(times + 1):
+    base = list((folder / "base").glob("*"))
+
+    def once(way: str) -> Cost:
+        shutil.rmtree(outs[way], ignore_errors=True)
+        return timed(commands(folder, outs[way])[way], folder / "log")
+
+    for way in WAYS:  # for the disk's cache and for bytecode
+        once(way)
+    costs: dict[str, list[Cost]] = {way: [] for way in WAYS}
+    cold: dict[str, list[Cost]] = {way: [] for way in (STREAM, COPY)}
+    for _ in range(times):
         for way in WAYS:
-            shutil.rmtree(outs[way], ignore_errors=True)
-            command = commands(folder, outs[way])[way]
-            cost = timed(command, folder / "log")
-            if turn:  # the first one warms the disk's cache and writes bytecode
-                found[way].append(cost)
+            costs[way].append(once(way))
+        for way, found in cold.items():
+            forget(base)
+            found.append(once(way))
     if json.loads((folder / "merge.json").read_text(encoding="utf-8"))["way"] != "stream":
         raise RuntimeError("it was not streamed: " + (folder / "log").read_text(encoding="utf-8"))
-    same, count = aside(equal, outs[WAYS[0]], outs[WAYS[1]])
-    return found, same, count
+    same, tensors = aside(equal, outs[EXPORT], outs[STREAM])
+    return Measured(sum(file.stat().st_size for file in base), costs, cold, same, tensors)
+
+
+def forget(files: Sequence[Path]) -> None:
+    """Have the kernel keep nothing of them in memory."""
+    for file in files:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # what is not on the disk yet would stay
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
 
 
 def aside(work: Callable[..., Any], *given: Any) -> Any:
@@ -226,70 +254,65 @@ def _bytes(file: Path, start: int, size: int) -> bytes:
 
 
 HEAD = """\
-## Merges
-
-Written by `make bench` on {date}: {machine}, {versions}.
-`llamafactory-cli export` and the merge job's own program, which streams and proves, each a whole process with its
-bytecode written; beside them `cp -r` of the base with a sync of its files (streaming syncs too). LoRA of rank {rank} on
-all linear layers, bf16, random numbers; median of {times}, in turns, `OMP_NUM_THREADS={threads}`.
+{written} {versions}.
+`llamafactory-cli export` and the merge job's own program, which streams and proves every number, each a whole process
+with its bytecode written; beside them `cp -r` of the base with a sync of its files (streaming syncs too). LoRA of rank
+{rank} on all linear layers, bf16, random numbers; median of {times}, in turns, `OMP_NUM_THREADS={threads}`. *From the
+disk*: no file of the base was in memory, as where another node has trained.
 
 """
 
 
-def table(sizes: dict[str, tuple[int, dict[str, list[Cost]], int, int]]) -> str:
-    """The Markdown."""
-    lines = [
-        "| base | | seconds | × export | × copy | peak memory (MB) | × export | equal tensors |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for total, found, same, count in sizes.values():
-        seconds = {way: statistics.median(cost.seconds for cost in found[way]) for way in WAYS}
-        memory = {way: statistics.median(cost.megabytes for cost in found[way]) for way in WAYS}
-        for way in WAYS:
-            first, last = f"{total / 1e6:,.0f} MB" if way == WAYS[0] else "", WAYS[-1]
-            ratios = f"{seconds[way] / seconds[WAYS[0]]:.3f} | {seconds[way] / seconds[last]:.2f}"
-            held = f"{memory[way]:,.0f} | {memory[way] / memory[WAYS[0]]:.3f}"
-            tensors = f"{same} of {count}" if way == WAYS[1] else ""
-            lines.append(f"| {first} | `{way}` | {seconds[way]:.2f} | {ratios} | {held} | {tensors} |")
-    return re.sub(r"  +", " ", "\n".join(lines)) + "\n"
+def rows(found: Measured) -> list[list[str]]:
+    """The table's, of one base."""
+    whole = _median(found.costs[EXPORT], "seconds"), _median(found.costs[EXPORT], "megabytes")
+    made = []
+    for costs, whence in ((found.costs, ""), (found.cold, ", from the disk")):
+        for way, some in costs.items():
+            seconds, megabytes = _median(some, "seconds"), _median(some, "megabytes")
+            made.append(
+                [
+                    f"{found.size / 1e6:,.0f} MB" if not made else "",
+                    f"`{way}`{whence}",
+                    f"{seconds:.2f}",
+                    f"{seconds / whole[0]:.3f}" if not whence else "",
+                    f"{seconds / _median(costs[COPY], 'seconds'):.2f}",
+                    f"{megabytes:,.0f}",
+                    f"{megabytes / whole[1]:.3f}" if not whence else "",
+                    f"{found.same} of {found.tensors}" if way == STREAM and not whence else "",
+                ]
+            )
+    return made
+
+
+def _median(costs: Sequence[Cost], name: str) -> float:
+    return statistics.median(getattr(cost, name) for cost in costs)
 
 
 def main() -> None:
     from pkuslurm.payload import tiny_model
     from pkuslurm.payload.files import versions
-    from tests.bench.startup import machine
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    found = {}
+    lines = []
     with tempfile.TemporaryDirectory() as name:
         tokenizer = Path(name) / "tiny"
         aside(tiny_model.ensure, tokenizer)
         for label in sys.argv[1:] or SIZES:
             folder = Path(name) / label
             aside(make, folder, SIZES[label], tokenizer)
-            total = sum(file.stat().st_size for file in (folder / "base").glob("*"))
-            found[label] = (total, *measured(folder))
+            lines += rows(measured(folder))
             shutil.rmtree(folder)
     told = ", ".join(f"{package} {version}" for package, version in versions().items() if package != "python")
     head = HEAD.format(
-        date=date.today(),
-        machine=machine(),
+        written=written("tests/bench/merge.py"),
         versions=told,
         rank=RANK,
         times=TIMES,
         threads=os.environ["OMP_NUM_THREADS"],
     )
-    text = head + table(found)
-    put(REPO / "docs" / "benchmarks.md", "## Merges\n", text)
-    print(text)
-
-
-def put(file: Path, heading: str, text: str) -> None:
-    """Replace the section that begins with ``heading``, or add it at the end."""
-    whole = file.read_text(encoding="utf-8") if file.exists() else ""
-    before, _, rest = whole.partition(heading)
-    _, mark, after = rest.partition("\n## ")
-    file.write_text(f"{before.rstrip()}\n\n{text.rstrip()}\n{mark}{after}".lstrip("\n"), encoding="utf-8")
+    names = ("base", "", "seconds", "× export", "× copy", "peak memory (MB)", "× export", "equal tensors")
+    section("Merges", head + table(names, lines, left=2))
 
 
 if __name__ == "__main__":

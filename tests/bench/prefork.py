@@ -22,15 +22,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 
-REPO = Path(__file__).parents[2]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pkuslurm.rundir import RunDir  # noqa: E402
-from pkuslurm.worker.processes import descendants  # noqa: E402
-from tests.again import copied  # noqa: E402
+from pkuslurm.rundir import RunDir
+from pkuslurm.worker.processes import descendants
+from tests.again import copied
+from tests.bench.common import REPO, section, table, written
 
 MAIN = REPO / "pkuslurm" / "payload" / "__main__.py"
 TIMES = 3
@@ -178,28 +177,32 @@ def measure(run: Path, case: str) -> dict[str, object]:
 
 
 HEAD = """\
-## Start-up
-
-Written by `make bench` on {date}: {machine}; {versions}; the tiny model, bytecode compiled, one thread a rank.
+{written} {versions}; the tiny model, bytecode compiled, one thread a rank.
 Seconds from the start of all nodes to the first logged optimizer step, median of {times} (all), in turns; memory (the
 most that all processes' PSS came to), files opened and imports of torch in one more run. `llamafactory-cli` is
 `FORCE_TORCHRUN=1 … llamafactory-cli train` on each node, on the same YAML. Losses in all digits: {same}.
 
-| nodes × ranks | | first step (s) | ÷ llamafactory-cli | bar | PSS (MB) | files opened | imports of torch |
-|---|---|---:|---:|---:|---:|---:|---:|
 """
+NAMES = (
+    "nodes × ranks",
+    "",
+    "first step (s)",
+    "÷ llamafactory-cli",
+    "bar",
+    "PSS (MB)",
+    "files opened",
+    "imports of torch",
+)
 
 
 def text(found: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
     """The Markdown of the cases that were measured."""
     from pkuslurm.payload.files import versions
-    from tests.bench.startup import machine
 
     same = all(len({json.dumps(row["losses"]) for row in rows.values()}) == 1 for rows in found.values())
     told = ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("torch", "llamafactory"))
-    head = HEAD.format(
-        date=date.today(), machine=machine(), times=TIMES, versions=told, same="equal" if same else "**different**"
-    )
+    judged = "equal" if same else "**different**"
+    head = HEAD.format(written=written("tests/bench/prefork.py"), times=TIMES, versions=told, same=judged)
     lines = []
     for case in (one for one in CASES if one in found):
         medians = {launcher: statistics.median(found[case][launcher]["seconds"]) for launcher in LAUNCHERS}
@@ -216,8 +219,8 @@ def text(found: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
                 "–" if row["opened"] is None else f"{row['opened']:,}",
                 "–" if row["torch"] is None else str(row["torch"]),
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return head + "\n".join(lines) + "\n"
+            lines.append(cells)
+    return head + table(NAMES, lines, left=2)
 
 
 def main(cases: Sequence[str]) -> None:
@@ -230,12 +233,7 @@ def main(cases: Sequence[str]) -> None:
         for case in cases:
             found[case] = measure(run, case)
             kept.write_text(json.dumps(found), encoding="utf-8")
-    section = text(found)
-    file = REPO / "docs" / "benchmarks.md"
-    before = file.read_text(encoding="utf-8") if file.exists() else ""
-    others = re.sub(r"(?ms)^## Start-up\n.*?(?=^## |\Z)", "", before).rstrip("\n")
-    file.write_text(f"{others}\n\n{section}" if others else section, encoding="utf-8")
-    print(section)
+    section("Start-up", text(found))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO))
 
-from tests.bench.common import machine, section, written  # noqa: E402, F401  # machine: others have it from here
+from tests.bench.common import section, written  # noqa: E402
 
 TIMES = 10
 COMMANDS = {

@@ -28,9 +28,12 @@ def folder(weird: Path) -> Path:
     return weird
 
 
-def begin(folder: Path, *arguments: str, cache: str = "cache") -> subprocess.Popen[str]:
-    env = environment(folder, PKUSLURM_CACHE=str(folder / cache), PKUSLURM_TEST_TOKEN=str(folder))
-    return start([*OWN, *arguments], folder, env)
+def own_environment(folder: Path) -> dict[str, str]:
+    return environment(folder, PKUSLURM_CACHE=str(folder / "cache"), PKUSLURM_TEST_TOKEN=str(folder))
+
+
+def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return start([*OWN, *arguments], folder, own_environment(folder))
 
 
 def found(folder: Path) -> RunDir:
@@ -58,23 +61,30 @@ def wait_for(run: RunDir, kind: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("kind", ["prepare", "train", "merge", "infer"])
-def test_ctrl_c(folder: Path, kind: str) -> None:
-    steps = "train.max_steps=2000" if kind == "train" else "train.max_steps=2"
-    process = begin(folder, steps, "nodes=2" if kind == "train" else "nodes=1")
+def test_ctrl_c_in_each_job_and_on_again(folder: Path) -> None:
+    """One run, interrupted in each of its jobs; ``retry`` goes on where it stood, to the end."""
+    process = begin(folder, "train.max_steps=300", "nodes=2")
     run = found(folder)
-    wait_for(run, kind, process)
-    process.send_signal(signal.SIGINT)
-    pressed = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert time.monotonic() - pressed < 15
-    position = KINDS.index(kind)
-    states = [(read_json(run.state(job)) or {}).get("state") for job in KINDS]
-    assert states == ["COMPLETED"] * position + ["CANCELLED"] * (5 - position)
-    assert left_running(folder) == []
-    assert "Traceback" not in err
-    assert not run.merged.exists() or kind == "infer", "half a merged model under its final name"
+    for position, kind in enumerate(KINDS[:-1]):
+        wait_for(run, kind, process)
+        process.send_signal(signal.SIGINT)
+        pressed = time.monotonic()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert time.monotonic() - pressed < 15
+        assert states(run) == ["COMPLETED"] * position + ["CANCELLED"] * (5 - position)
+        assert left_running(folder) == []
+        assert "Traceback" not in err
+        assert not run.merged.exists() or kind == "infer", "half a merged model under its final name"
+        process = start(["retry", run.run_id], folder, own_environment(folder), module="pkuslurm")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert states(run) == ["COMPLETED"] * 5
+    assert (read_json(run.result("train")) or {})["global_step"] == 300
+
+
+def states(run: RunDir) -> list[str | None]:
+    return [(read_json(run.state(job)) or {}).get("state") for job in KINDS]
 
 
 def test_a_rank_killed_ends_both_nodes_with_its_name(folder: Path) -> None:
@@ -89,7 +99,7 @@ def test_a_rank_killed_ends_both_nodes_with_its_name(folder: Path) -> None:
     reason = (read_json(run.state("train")) or {})["reason"]
     assert "rank 1" in reason and "SIGKILL" in reason, reason
     assert reason in err
-    assert [(read_json(run.state(job)) or {}).get("state") for job in KINDS[2:]] == ["SKIPPED"] * 3
+    assert states(run)[2:] == ["SKIPPED"] * 3
     assert left_running(folder) == []
 
 

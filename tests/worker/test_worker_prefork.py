@@ -66,7 +66,8 @@ def test_a_rank_that_cannot_run_is_known(tmp_path: Path) -> None:
             os.kill(rank, signal.SIGSTOP)
             Lab.until(lambda: watch.wait(0.1) or watch.stuck() == [(3, "its process is stopped (SIGSTOP)")], 5)
             os.kill(rank, signal.SIGKILL)
-            assert (Lab.until(lambda: watch.wait(0.1), 5)) == [Death(3, rank, -signal.SIGKILL)]
+            # a moment later the launcher ends the others, which one look may see together with it
+            assert Death(3, rank, -signal.SIGKILL) in Lab.until(lambda: watch.wait(0.1), 5)
         finally:
             launcher.kill()
             watch.close()
