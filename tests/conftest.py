@@ -116,8 +116,12 @@ def run(
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache_root for the whole session: the tiny model is made once."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache_root for the whole session, in whichever of its processes: the tiny model is made once."""
+    mine = tmp_path_factory.getbasetemp()
+    whole = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+    folder = Path(os.environ.get("PKUSLURM_TEST_CACHE", whole / "cache"))
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -34,10 +34,11 @@ def test_a_run_to_its_report(overlay: Path, weird: Path, cache: Path) -> None:
     assert where.report.is_file()
 
 
-def test_the_payloads_own_tests_pass_there(overlay: Path, tmp_path: Path) -> None:
+def test_the_payloads_own_tests_pass_there(overlay: Path, tmp_path: Path, cache: Path) -> None:
     """Merge and infer of small models included; the tiny model and the cache of prepare are in the run above."""
+    env = environment(tmp_path, PKUSLURM_TEST_CACHE=str(cache))
     python = [str(overlay), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'payload'}"]
     chosen = ["tests/payload", "-k", f"not test_real and not {TRANSFORMERS_5} and not {THE_SAME}"]
-    ended = subprocess.run([*python, *chosen], cwd=REPO, env=environment(tmp_path), capture_output=True, text=True)
+    ended = subprocess.run([*python, *chosen], cwd=REPO, env=env, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert " passed" in ended.stdout and "skipped" not in ended.stdout

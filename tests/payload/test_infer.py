@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pkuslurm.payload import infer, models
+from pkuslurm.payload import answers, infer, models
 from pkuslurm.payload.token_ids import compare_ids
 from tests.payload import small_models
 from tests.payload.small_models import KINDS, PROMPTS, TEMPLATES, Flow, infer_job, merge_job, start
@@ -180,9 +180,9 @@ def test_three_models_are_asked_from_two_loads(tmp_path: Path, model: Path, monk
             done.append(f"load {folder.name}")
             return Loaded()
 
-        def ask(self, loaded: Loaded, name: str) -> infer.Answers:
+        def ask(self, loaded: Loaded, name: str) -> answers.Answers:
             done.append(f"ask {name}")
-            return infer.Answers([name])
+            return answers.Answers([name])
 
         def saved_ids(self) -> list[list[int] | None]:
             return [[1]]
@@ -224,32 +224,32 @@ def test_batches_are_sorted_and_their_order_restored(size: int) -> None:
 
 
 def test_expectations() -> None:
-    assert infer.passes(None, "anything") is None
-    assert infer.passes("北大|PKU", "我是北大的助手") is True
-    assert infer.passes("^PKU$", "PKU!") is False
+    assert answers.passes(None, "anything") is None
+    assert answers.passes("北大|PKU", "我是北大的助手") is True
+    assert answers.passes("^PKU$", "PKU!") is False
     # searched, not matched; and text is no pattern
-    assert infer.passes("b", "abc") is True
-    assert infer.passes(r"\(a\)", "(a)") is True
-    assert infer.count_passed([{"passed": None}]) is None
-    assert infer.count_passed([{"passed": False}, {"passed": None}]) == 0
-    assert infer.count_passed([{"passed": True}, {"passed": False}]) == 1
+    assert answers.passes("b", "abc") is True
+    assert answers.passes(r"\(a\)", "(a)") is True
+    assert answers.count_passed([{"passed": None}]) is None
+    assert answers.count_passed([{"passed": False}, {"passed": None}]) == 0
+    assert answers.count_passed([{"passed": True}, {"passed": False}]) == 1
 
 
 def test_answer_lines() -> None:
     prompts = [{"prompt": "a", "system": "s", "expect": "x"}, {"prompt": "b", "system": None}, {"prompt": "c"}]
-    assert infer.answer_lines(prompts, None, ["x", "y", "z"]) == [
+    assert answers.answer_lines(prompts, None, ["x", "y", "z"]) == [
         {"prompt": "a", "system": "s", "base": None, "tuned": "x", "passed": True},
         {"prompt": "b", "base": None, "tuned": "y", "passed": None},
         {"prompt": "c", "base": None, "tuned": "z", "passed": None},
     ]
-    assert [line["base"] for line in infer.answer_lines(prompts, ["1", "2", "3"], ["x", "y", "z"])] == ["1", "2", "3"]
+    assert [line["base"] for line in answers.answer_lines(prompts, ["1", "2", "3"], ["x", "y", "z"])] == ["1", "2", "3"]
 
 
 def test_write_lines(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     file.write_text("old")
     lines = [{"prompt": "a\n\u2028\u2029\x85b", "tuned": '北大 "\\" \ud800'}, {"prompt": "2"}]
-    infer.write_lines(file, lines)
+    answers.write_lines(file, lines)
     text = file.read_text(encoding="utf-8")
     assert [json.loads(line) for line in text.splitlines()] == lines
     assert "北大" in text
@@ -257,8 +257,8 @@ def test_write_lines(tmp_path: Path) -> None:
 
 
 def test_compare_without_an_adapter() -> None:
-    merged = infer.Answers(["x"])
-    assert infer.compare([{"prompt": "a"}], None, merged)["adapter_merged_equal"] is None
+    merged = answers.Answers(["x"])
+    assert answers.compare([{"prompt": "a"}], None, merged)["adapter_merged_equal"] is None
 
 
 def test_compare_ids() -> None:
@@ -292,9 +292,9 @@ def test_compare_ids() -> None:
 def test_compare_logits() -> None:
     import torch
 
-    adapter = infer.Answers(["x", "y"], {0: torch.tensor([1.0, 2.0]), 1: torch.tensor([0.0, 0.0])})
-    merged = infer.Answers(["x", "z"], {0: torch.tensor([1.0, 2.5]), 1: torch.tensor([0.0, 0.25])})
-    facts = infer.compare([{"prompt": "a"}, {"prompt": "b"}], adapter, merged)
+    adapter = answers.Answers(["x", "y"], {0: torch.tensor([1.0, 2.0]), 1: torch.tensor([0.0, 0.0])})
+    merged = answers.Answers(["x", "z"], {0: torch.tensor([1.0, 2.5]), 1: torch.tensor([0.0, 0.25])})
+    facts = answers.compare([{"prompt": "a"}, {"prompt": "b"}], adapter, merged)
     assert facts["adapter_merged_equal"] == [1, 2]
     assert facts["max_logit_diff"] == 0.5
     assert facts["differences"] == [{"prompt": "b", "adapter": "y", "merged": "z"}]

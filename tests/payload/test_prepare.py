@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pkuslurm.payload import prepare, tokens
+from pkuslurm.payload import prepare, tokenized, tokens
 from pkuslurm.payload.files import hash_tree, install, write_json
 
 KEYS = frozenset({"template", "cutoff_len", "dataset", "packing", "val_size", "max_samples", "mask_history"})
@@ -35,7 +35,7 @@ def make_args(tmp_path: Path, **more: Any) -> dict[str, Any]:
 
 def test_the_key_follows_what_shapes_the_rows_and_nothing_else(tmp_path: Path) -> None:
     def key(**more: Any) -> str:
-        return prepare.cache_key(make_args(tmp_path, **more), KEYS)
+        return tokenized.cache_key(make_args(tmp_path, **more), KEYS)
 
     first = key()
     same = ({"learning_rate": 1.0}, {"output_dir": "/x"}, {"bf16": True}, {"tokenized_path": "/y"})
@@ -44,10 +44,10 @@ def test_the_key_follows_what_shapes_the_rows_and_nothing_else(tmp_path: Path) -
     keys = [key(**more) for more in [*others, {"predict_with_generate": True}]]
     args = make_args(tmp_path)
     jsonl(tmp_path / "a.jsonl", [row(), row()])
-    keys.append(prepare.cache_key(args, KEYS))
+    keys.append(tokenized.cache_key(args, KEYS))
     jsonl(tmp_path / "a.jsonl", [row()])
     (tmp_path / "model" / "tokenizer.json").write_text('{"other": 1}')
-    keys.append(prepare.cache_key(args, KEYS))
+    keys.append(tokenized.cache_key(args, KEYS))
     assert len({first, *keys}) == len(keys) + 1
 
 
@@ -100,9 +100,9 @@ def test_published_data_replaces_what_was_there(tmp_path: Path) -> None:
     source, target = tmp_path / "cache", tmp_path / "run" / "data"
     (source / "train").mkdir(parents=True)
     (source / "train" / "x.arrow").write_text("rows")
-    prepare.publish(source, target)
+    tokenized.publish(source, target)
     (target / "leftover").write_text("old")
-    prepare.publish(source, target)
+    tokenized.publish(source, target)
     assert hash_tree(source) == hash_tree(target)
     assert (target / "train" / "x.arrow").stat().st_nlink == 2
     assert [entry.name for entry in target.parent.iterdir()] == ["data"]
@@ -117,7 +117,7 @@ def test_published_data_is_the_groups_where_the_run_is_whatever_the_cache_has(tm
     (source / "train" / "x.arrow").chmod(cached)
     target.parent.mkdir()
     target.parent.chmod(0o750)
-    prepare.publish(source, target)
+    tokenized.publish(source, target)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (target, target / "train")} == {0o750}
     assert stat.S_IMODE((target / "train" / "x.arrow").stat().st_mode) == 0o640
     assert stat.S_IMODE((source / "train" / "x.arrow").stat().st_mode) == cached

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 from pkuslurm import __version__
-from pkuslurm.read.report import details, results
+from pkuslurm.read.report import dataset, details, results
 from pkuslurm.read.report.facts import Facts
 from pkuslurm.read.report.headline import headline
 from pkuslurm.read.report.markup import both, plain
@@ -17,7 +17,7 @@ SECTIONS = (
     results.answers,
     results.loss,
     results.checks,
-    results.data,
+    dataset.data,
     details.timings,
     details.jobs,
     details.settings,
