@@ -17,6 +17,8 @@ from pkuslurm.read import status
 from pkuslurm.slurm import commands
 from tests import verify
 
+# Two processes of tests share the processors, and OpenMP's waiting threads spin: ten times as slow as one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Those of tests/cluster name their own cluster; to the others the one of `make slurm-up` is no business.
 os.environ.pop("SLURM_CONF", None)
 pytest_plugins = ["tests.parallel", "tests.faults.recorder"]
