@@ -30,6 +30,8 @@ def trained(slurm: Cluster, cache: Path) -> Path:
     made, passed_on = cache / "models" / TINY_MODEL, slurm.shared("common") / TINY_MODEL
     if tiny_model.complete(made):  # the demo has made it: a minute of one processor
         shutil.copytree(made, passed_on, dirs_exist_ok=True)
+        for path in (passed_on, *passed_on.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # a cache is its owner's alone
         own = 'mkdir -p ~/.cache/pkuslurm/models && cp -r "$0" ~/.cache/pkuslurm/models/'
         assert slurm.run("pkalice", ["sh", "-c", own, str(passed_on)]).returncode == 0
     command = [str(slurm.python), "-m", "pkuslurm.launch", *TINY, *SAME_SUMS, "name=真的"]
