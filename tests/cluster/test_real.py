@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from tests.cluster.fixture import Cluster
 from tests.cluster.runs import KINDS, SAME_SUMS, THREADS, TINY, ended, job, launched, states, until, verb
 
 pytestmark = pytest.mark.real
-STEP, EVERY = 45, 20  # the first at which it is stopped; of a checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -41,44 +41,38 @@ def test_to_the_right_answer(slurm: Cluster, run: Path) -> None:
     assert len(job(found, "train")["nodes"]) == 2 and slurm.processes("pkalice") == []
 
 
-def test_stopped_and_torn(slurm: Cluster, run: Path) -> None:
-    """Bit for bit what an uninterrupted training gives, although its newest checkpoint was torn meanwhile."""
-    command = [
-        str(slurm.python),
-        "-m",
-        "pkuslurm.launch",
-        *TINY,
-        *SAME_SUMS,
-        f"train.save_steps={EVERY}",
-        "pipeline=train",
-    ]
+def test_stopped_twice_and_torn_once(slurm: Cluster, run: Path) -> None:
+    """Bit for bit what an uninterrupted training gives, although one of its checkpoints was torn meanwhile."""
+    command = [str(slurm.python), "-m", "pkuslurm.launch", *TINY, *SAME_SUMS, "train.save_steps=20", "pipeline=train"]
     done = slurm.run("pkalice", command, env=THREADS)
     assert done.returncode == 0, done.stderr
     cut = Path(done.stdout.splitlines()[-1])
     job_id = json.loads((cut / "run.json").read_text(encoding="utf-8"))["jobs"]["train"]["job_id"]
-    until(slurm, cut, at_work, "pkalice", 200)
-    assert slurm.run("pkalice", ["scancel", "-s", "USR2", job_id]).returncode == 0
-    until(slurm, cut, lambda found: job(found, "train")["state"] == "PENDING", "pkalice", 60)
-    newest = max((cut / "adapter").glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    stopped = int(newest.name.partition("-")[2])
-    assert stopped >= STEP
+    for attempt, step in ((1, 12), (2, 50)):
+        until(slurm, cut, partial(at_work, attempt=attempt, step=step), "pkalice", 200)
+        assert slurm.run("pkalice", ["scancel", "-s", "USR2", job_id]).returncode == 0
+        until(slurm, cut, lambda found: job(found, "train")["state"] == "PENDING", "pkalice", 60)
+        newest = max((cut / "adapter").glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+        assert int(newest.name.partition("-")[2]) >= step
     torn = newest / "optimizer.pt"
     with torn.open("r+b") as file:
         file.truncate(torn.stat().st_size - 100)
     found = ended(slurm, cut, seconds=200)
     assert states(found) == {"prepare": "COMPLETED", "train": "COMPLETED"}, found
-    assert job(found, "train")["attempt"] == 2 and job(found, "train")["job_id"] == job_id
+    assert job(found, "train")["attempt"] == 3 and job(found, "train")["job_id"] == job_id
     assert (cut / "bad-checkpoints" / newest.name).is_dir()
     steps = [row["step"] for row in decision(cut)["history"]]
-    assert steps == [0, (stopped - 1) // EVERY * EVERY], steps
+    assert steps[0] == 0 and steps[1] >= 12 and steps[2] == 40, steps
     assert losses(cut) == losses(run)
     name = "adapter/adapter_model.safetensors"
     assert (cut / name).read_bytes() == (run / name).read_bytes()
 
 
-def at_work(found: dict[str, Any]) -> bool:
+def at_work(found: dict[str, Any], attempt: int, step: int) -> bool:
     train = job(found, "train")
-    return train["state"] == "RUNNING" and (train["progress"] or {}).get("step", 0) >= STEP
+    return (
+        train["attempt"] == attempt and train["state"] == "RUNNING" and (train["progress"] or {}).get("step", 0) >= step
+    )
 
 
 def decision(run: Path) -> dict[str, Any]:

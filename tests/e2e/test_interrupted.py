@@ -117,7 +117,7 @@ def rank_pid(folder: Path, rank: int) -> int:
 
 def test_two_runs_at_once(folder: Path) -> None:
     """Two nodes each, one cache: no port and no file of the one is the other's."""
-    both = [begin(folder, "train.max_steps=2", "nodes=2", "pipeline=train", f"name=run{n}") for n in (1, 2)]
+    both = [begin(folder, "train.max_steps=2", "nodes=2", f"name=run{number}") for number in (1, 2)]
     ended = [process.communicate(timeout=400) for process in both]
     assert [process.returncode for process in both] == [0, 0], ended
     paths = {out.strip().split("\n")[-1] for out, _ in ended}
